@@ -1,0 +1,247 @@
+"""The command line: run a notebook, the whole graph, or one of its steps.
+
+``python -m dalle3lib run NOTEBOOK`` checks the parameters before papermill starts a kernel;
+``graph`` is what ``make book`` calls. A mistake is one line, ``error: …``, and exit code 1.
+"""
+
+import argparse
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dalle3lib import UserError, config, fingerprint, paths, runs
+from dalle3lib.files import guard, write_atomic
+
+# One thread a process: two jobs share two cores, and a sum has the same bits in every run.
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand and return the exit code: 0, or 1 after a line ``error: …``."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands; ``call`` is the function behind each."""
+    parser = argparse.ArgumentParser(prog="python -m dalle3lib", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call: Any, preset: str = "cpu") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=call.__doc__.split("\n")[0].split(";")[0])
+        added.set_defaults(call=call)
+        if preset:
+            added.add_argument("--preset", default=preset, help="a file of notebooks/presets")
+            added.add_argument("--data", default="world", help="'world' or a folder of images")
+        return added
+
+    run = command("run", run_command, preset="")
+    run.add_argument("notebook", help="its stem, such as 01_world")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    run.add_argument("-o", type=Path, metavar="OUT.ipynb", help="where the executed notebook goes")
+    command("graph", graph_command)
+    command("cache", cache_command)
+    command("book", book_command)
+    command("times", times_command)
+    command("claims", claims_command).add_argument("--json", action="store_true")
+    return parser
+
+
+def _root(options: argparse.Namespace) -> Path:
+    """Return the directory of the runs of ``--preset`` and ``--data``, both checked."""
+    config.preset_file(options.preset)
+    options.data = config.data_source(options.data)
+    return config.root(options.preset, options.data)
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Run a notebook with papermill; unknown parameters and wrong types are errors."""
+    declared = config.notebook_parameters(config.notebook_path(options.notebook))
+    given = {}
+    for name, text in options.p:
+        if name not in declared:
+            nearest = config.nearest(name, declared)
+            raise UserError(f"{options.notebook} has no parameter {name!r}{nearest}")
+        given[name] = config.parse(name, declared[name].type, text)
+    run_notebook(options.notebook, given, options.o)
+
+
+def run_notebook(notebook: str, given: dict[str, Any], out: Path | None = None) -> Path:
+    """Execute a notebook with the given parameters and return the executed copy's path.
+
+    The copy appears under its name only when every cell and the run itself finished; a failed
+    one stays beside it as ``….failed.ipynb``. Raises UserError saying what failed.
+    """
+    cfg = config.from_preset(notebook, **given)
+    run = cfg.root / notebook / runs.run_id(cfg, *fingerprint.identity_names(notebook))
+    name = notebook if run.name == "main" else f"{notebook}--{run.name}"
+    out = (out or cfg.root / "notebooks" / f"{name}.ipynb").absolute()
+    failed = out.with_suffix(".failed.ipynb")
+    unfinished = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
+    print(f"{name}: started", flush=True)
+    began = time.time()
+    with guard(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _execute(notebook, {name: cfg.values[name] for name in given}, unfinished, began)
+            if not _finished_since(run, began):
+                raise UserError(f"Notebook {notebook} ended before its run was finished.")
+            os.replace(unfinished, out)
+            failed.unlink(missing_ok=True)
+        except UserError:
+            out.unlink(missing_ok=True)
+            if unfinished.exists():
+                os.replace(unfinished, failed)
+                print(f"{name}: failed, see {failed}", file=sys.stderr)
+            raise
+        finally:
+            unfinished.unlink(missing_ok=True)
+    print(f"{name}: finished in {time.time() - began:.0f} s", flush=True)
+    return out
+
+
+def _execute(notebook: str, given: dict[str, Any], out: Path, began: float) -> None:
+    """Run papermill in a kernel that started at ``began``; UserError saying why it failed."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    private = paths.runs_dir() / ".cache"  # instead of dot files in the user's home
+    for variable, name in (("IPYTHONDIR", "ipython"), ("MPLCONFIGDIR", "matplotlib")):
+        (private / name).mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault(variable, str(private / name))
+    os.environ["DALLE3_STARTED"] = str(began)
+    source = config.notebook_path(notebook)
+    try:
+        papermill.execute_notebook(
+            source,
+            out,
+            given,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=paths.ROOT,
+            start_timeout=300,  # seconds; two jobs may start while the machine is busy
+            extra_arguments=["--log-level=50"],
+        )
+    except papermill.PapermillExecutionError as error:
+        said = f"{error.ename} in notebook {notebook}: {error.evalue}"
+        raise UserError(error.evalue if error.ename == "UserError" else said) from None
+    except DeadKernelError:
+        raise UserError(f"The kernel of {notebook} died (out of memory?).") from None
+    finally:
+        del os.environ["DALLE3_STARTED"]
+
+
+def _finished_since(run: Path, began: float) -> bool:
+    """Whether a run is complete and was finished after a moment (seconds since the epoch)."""
+    try:
+        return runs.load(run)["finished"] >= runs.utc(began)
+    except UserError:
+        return False
+
+
+def graph_command(options: argparse.Namespace) -> int:
+    """Run every chapter that is out of date, build the book, and print the times; as make book."""
+    root = _root(options)
+    for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
+        config.from_preset(stem, preset=options.preset, data=options.data)
+    began = time.time()
+    with guard(root):
+        root.mkdir(parents=True, exist_ok=True)
+        for failed in (root / "notebooks").glob("*.failed.ipynb"):
+            failed.unlink()
+    # The lock is not inherited by children and goes with this process, however it ends; jobs of a
+    # killed call that still run are waited for one by one, by the lock of each run directory.
+    with open(root / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another `make book` is working in {root}; waiting for it.", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        code = _snakemake(root, options.preset, options.data)
+    times_command(options)
+    print(f"This call took {time.time() - began:.0f} s.")
+    index = paths.ROOT / "book" / "_build" / root.name / "html" / "index.html"
+    if code:
+        return _report_failure(options, root)
+    print(f"Open {index}")
+    return 0
+
+
+def _snakemake(root: Path, preset: str, data: str) -> int:
+    """Run the graph in ``workflow/Snakefile`` and return Snakemake's exit code."""
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
+    command += ["--profile", "workflow/profiles/local", "--directory", str(root)]
+    command += ["--config", f"preset={preset}", f"data={data}"]
+    python_path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path} | ONE_THREAD
+    return subprocess.run(command, cwd=paths.ROOT, env=os.environ | environment).returncode
+
+
+def _report_failure(options: argparse.Namespace, root: Path) -> int:
+    """Name the notebooks that failed, after building the book whose pages say so; return 1."""
+    failed = sorted((root / "notebooks").glob("*.failed.ipynb"))
+    if failed:
+        try:
+            book_command(options)
+        except UserError as error:
+            print(error, file=sys.stderr)
+    for path in failed:
+        print(f"failed: {path}", file=sys.stderr)
+    print("error: not everything finished; run the same command again to go on.", file=sys.stderr)
+    return 1
+
+
+def cache_command(options: argparse.Namespace) -> None:
+    """Encode every image and caption that the arms train on, once."""
+    from dalle3lib import latents
+
+    root = _root(options)
+    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
+    latents.build(cfg)
+    write_atomic(root / "cache" / "complete.json", b"{}\n")
+
+
+def book_command(options: argparse.Namespace) -> None:
+    """Build the book from the executed notebooks; nothing is executed."""
+    from dalle3lib import book
+
+    root = _root(options)
+    print(f"Open {book.build(root, options.preset, options.data)}")
+
+
+def times_command(options: argparse.Namespace) -> None:
+    """Print the time, processor time and peak memory of every run."""
+    from dalle3lib import pages
+
+    done = [state for state in pages.run_states(_root(options)) if state.manifest]
+    print(f"\n{'Stage':<20}{'Run':<22}{'Wall':>12}{'CPU':>14}{'Peak memory':>14}")
+    for state in done:
+        made = state.manifest
+        wall, cpu = pages.duration(made["wall_seconds"]), pages.duration(made["cpu_seconds"])
+        peak = f"{made['peak_memory_bytes'] / 2**20:,.0f} MiB"
+        print(f"{state.notebook:<20}{state.run:<22}{wall:>12}{cpu:>14}{peak:>14}")
+    total = (sum(s.manifest[f"{kind}_seconds"] for s in done) for kind in ("wall", "cpu"))
+    wall, cpu = map(pages.duration, total)
+    print(f"{'Sum (two at a time)':<42}{wall:>12}{cpu:>14}\n", flush=True)
+
+
+def claims_command(options: argparse.Namespace) -> None:
+    """Print the ledger of the paper's claims and what was found here."""
+    from dalle3lib import claims
+
+    claims.main(_root(options), as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

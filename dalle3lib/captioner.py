@@ -1,0 +1,311 @@
+"""The captioner: CoCa, a contrastive captioner (paper section 2, equations 1 and 2).
+
+A language model gives a text the probability of its tokens, one after the other (equation 1);
+a captioner is a language model that also sees the image (equation 2). Pixels are too many to
+condition on, so the image is first compressed to a few vectors, which is what CLIP's image
+encoder does well. CoCa (Yu et al. 2022) therefore trains an image encoder, a text encoder and a
+multimodal decoder together, with CLIP's contrastive loss and the captioning loss in one step.
+The text encoder is causal and never sees the image, and the decoder above it reads the image
+through cross-attention, so one pass over a caption serves both losses. The paper trains this
+captioner once and fine-tunes it twice: on short captions of the main subject (SSC) and on long
+captions that describe everything (DSC).
+
+The network is open_clip's ``CoCa`` class, of any size; ``WORLD_COCA`` is ours for 64 x 64 images.
+Decoding, ``generate``, is ours and lives in ``caption_decoding``.
+"""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.model import set_model_preprocess_cfg
+from safetensors.torch import save_file
+from torch import LongTensor, Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from dalle3lib import UserError
+from dalle3lib.caption_decoding import generate, generate_uncached
+from dalle3lib.images import to_tensor
+from dalle3lib.randomness import batch_indices
+from dalle3lib.train import train
+
+__all__ = [
+    "WORLD_COCA",
+    "build",
+    "caption",
+    "decode",
+    "encode",
+    "generate",
+    "generate_uncached",
+    "load",
+    "loss",
+    "pixels",
+    "save",
+    "token_log_likelihood",
+    "train_captioner",
+]
+
+# open_clip's configuration schema. Heads are 32 wide; the image becomes 32 vectors for the decoder
+# plus one for the contrastive loss (``attn_pooler_queries``); ``embed_cls`` puts a learned token
+# after the text whose state is the contrastive text feature. ``hf_tokenizer_name`` makes
+# ``open_clip.get_tokenizer`` read the tokenizer files beside the weights.
+WORLD_COCA = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": 64,
+        "patch_size": 8,
+        "width": 128,
+        "layers": 3,
+        "head_width": 32,
+        "mlp_ratio": 3.0,
+        "attentional_pool": True,
+        "attn_pooler_queries": 33,
+        "attn_pooler_heads": 4,
+        "output_tokens": True,
+    },
+    "text_cfg": {
+        "context_length": 48,
+        "width": 128,
+        "heads": 4,
+        "layers": 2,
+        "embed_cls": True,
+        "pad_id": 0,
+        "output_tokens": True,
+        "hf_tokenizer_name": "dalle3lib-world",
+    },
+    "multimodal_cfg": {"context_length": 48, "width": 128, "heads": 4, "layers": 2},
+    "pad_id": 0,
+    "custom_text": True,
+}
+PREPROCESS = {"size": 64, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+# ---- the model, on disk and in memory ------------------------------------------------------------
+
+
+def build(tokenizer, seed: int = 0, config: dict = WORLD_COCA) -> open_clip.CoCa:
+    """A new CoCa; its weights depend on ``seed`` alone, its vocabulary is the tokenizer's.
+
+    ``tokenizer`` puts a start token in front of a text and an end token behind it.
+    """
+    config = copy.deepcopy(config)
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    config["text_cfg"]["vocab_size"] = len(getattr(inner, "encoder", inner))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CoCa(**{k: v for k, v in config.items() if k != "custom_text"})
+        # open_clip leaves this matrix uninitialised (whatever was in memory).
+        nn.init.normal_(model.text_decoder.text_projection, std=model.text_decoder.width**-0.5)
+    set_model_preprocess_cfg(model, PREPROCESS | {"size": model.visual.image_size})
+    return _annotate(model, config, tokenizer)
+
+
+def _annotate(model: open_clip.CoCa, config: dict, tokenizer) -> open_clip.CoCa:
+    """Notes on the model what ``save`` and ``generate`` need: its configuration and token ids."""
+    model.model_cfg = config
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if hasattr(inner, "sot_token_id"):  # open_clip's CLIP tokenizer
+        model.start_id, model.end_id = inner.sot_token_id, inner.eot_token_id
+    else:
+        model.start_id, model.end_id = inner.bos_token_id, inner.eos_token_id
+    return model
+
+
+def save(
+    model: open_clip.CoCa, tokenizer, directory: Path | str, dtype: torch.dtype = torch.float16
+) -> None:
+    """Writes the model as open_clip's ``local-dir:`` layout: configuration, weights, tokenizer."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = {"model_cfg": model.model_cfg, "preprocess_cfg": model.visual.preprocess_cfg}
+    (directory / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    weights = {name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, directory / "open_clip_model.safetensors")
+    if hasattr(tokenizer, "save_pretrained"):  # open_clip's own CLIP tokenizer needs no file
+        tokenizer.save_pretrained(str(directory))
+
+
+def load(name: Path | str, pretrained: str | None = None) -> tuple[open_clip.CoCa, object]:
+    """A trained CoCa (float32, evaluation mode) and its tokenizer, through open_clip's own calls.
+
+    ``name`` is a directory written by ``save``, or the name of a public architecture with the tag
+    of its weights: ``load("coca_ViT-L-14", "laion2b_s13b_b90k")``. Raises ``UserError`` if there is
+    no such model or its files are damaged.
+    """
+    local = Path(name).is_dir()
+    if not local and pretrained is None:
+        raise UserError(
+            f"There is no captioner in {name}: give a directory made by captioner.save, or an "
+            "open_clip model name with the tag of its weights."
+        )
+    name = f"local-dir:{name}" if local else str(name)
+    try:
+        model, _, _ = open_clip.create_model_and_transforms(name, pretrained)
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # open_clip, safetensors and the hub raise a dozen kinds
+        raise UserError(f"The captioner {name} cannot be loaded ({error}).") from error
+    if not isinstance(model, open_clip.CoCa):
+        raise UserError(f"{name} is a {type(model).__name__}, not a CoCa captioner.")
+    return _annotate(model.eval(), open_clip.get_model_config(name), tokenizer), tokenizer
+
+
+def encode(tokenizer, captions: list[str], length: int = 76) -> LongTensor:
+    """Token ids of captions, int64 [N, length]: start, text, end, pads; a long text is cut.
+
+    ``tokenizer`` is what ``load`` returned or a transformers tokenizer that adds start and end.
+    """
+    for number, caption in enumerate(captions):
+        if not caption.strip():
+            raise UserError(
+                f"Caption number {number} is empty, and a captioner learns nothing from it: "
+                "remove the image or write a caption."
+            )
+    if not hasattr(tokenizer, "bos_token_id"):  # open_clip's wrapper
+        return tokenizer(captions, context_length=length)
+    clean = [" ".join(caption.split()) for caption in captions]
+    options = {"max_length": length, "padding": "max_length", "truncation": True}
+    return tokenizer(clean, return_tensors="pt", **options).input_ids
+
+
+def pixels(model: open_clip.CoCa, images: np.ndarray) -> Tensor:
+    """Images uint8 [B, H, W, 3] as this model wants them: float32 [B, 3, H, W], on its device."""
+    height, width = model.visual.image_size
+    if images.shape[1:3] != (height, width):
+        raise UserError(
+            f"The captioner reads images of {height} x {width} pixels, these have "
+            f"{images.shape[1]} x {images.shape[2]}: resize them first."
+        )
+    wanted = model.visual.preprocess_cfg
+    mean, std = (torch.tensor(wanted[key])[:, None, None] for key in ("mean", "std"))
+    # to_tensor gives [-1, 1], which is mean 0.5 and deviation 0.5.
+    return ((to_tensor(images) - (2 * mean - 1)) / (2 * std)).to(model.logit_scale.device)
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def loss(
+    model: open_clip.CoCa, images: Tensor, tokens: LongTensor, contrastive: float, captioning: float
+) -> dict[str, Tensor]:
+    """CoCa's two losses for images float [B, 3, H, W] and their captions' tokens [B, L].
+
+    ``captioning`` weighs the mean negative log-likelihood of the caption's tokens given the image
+    (equation 2), pads ignored; ``contrastive`` weighs CLIP's loss: the image must pick its caption
+    among the batch's, and the caption its image. Returns scalars ``loss`` (the weighted sum),
+    ``contrastive`` and ``captioning`` (unweighted; contrastive is 0 where its weight is 0).
+    """
+    used = int((tokens != model.pad_id).any(dim=0).nonzero().max()) + 1  # columns not all pads
+    if not contrastive:
+        tokens = tokens[:, :used]  # the text feature depends on the pads; the captioning does not
+    image_feature, image_tokens = model.visual(images)
+    text_feature, text_tokens = model.text(tokens)
+    logits = model.text_decoder(image_tokens, text_tokens[:, : used - 1])
+    caption_loss = F.cross_entropy(
+        logits.flatten(0, 1), tokens[:, 1:used].flatten(), ignore_index=model.pad_id
+    )
+    contrast = torch.zeros_like(caption_loss)
+    if contrastive:
+        contrast = contrastive_loss(image_feature, text_feature, model.logit_scale)
+    total = contrastive * contrast + captioning * caption_loss
+    return {"loss": total, "contrastive": contrast, "captioning": caption_loss}
+
+
+def contrastive_loss(image_feature: Tensor, text_feature: Tensor, log_scale: Tensor) -> Tensor:
+    """CLIP's loss of B pairs of features [B, D]: each must find its partner among the batch's."""
+    scale = log_scale.clamp(max=math.log(100)).exp()  # CLIP's bound on the temperature
+    similarity = scale * F.normalize(image_feature, dim=-1) @ F.normalize(text_feature, dim=-1).T
+    pairs = torch.arange(len(similarity), device=similarity.device)
+    return (F.cross_entropy(similarity, pairs) + F.cross_entropy(similarity.T, pairs)) / 2
+
+
+def train_captioner(
+    model: open_clip.CoCa,
+    tokenizer,
+    images: np.ndarray,
+    captions: list[str],
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    directory: Path | str,
+    contrastive: float,
+    captioning: float,
+    **options,
+) -> dict[str, list[float]]:
+    """Trains ``model`` in place on images uint8 [N, H, W, 3] and their captions.
+
+    Returns the log: for each entry of ``loss`` one value per step.
+
+    The base model is trained with both losses, the SSC and DSC fine-tunes with the captioning loss
+    alone (``contrastive=0``, open_clip's recipe for COCO). ``options`` go to ``train.train``, which
+    resumes bit-exactly from ``directory``.
+    """
+    tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
+
+    def batch_loss(step: int) -> dict[str, Tensor]:
+        rows = batch_indices(seed, step, batch_size, len(tokens))
+        return loss(model, pixels(model, images[rows]), tokens[rows], contrastive, captioning)
+
+    return train(model, batch_loss, steps=steps, lr=lr, directory=directory, **options)
+
+
+@torch.no_grad()
+def token_log_likelihood(
+    model: open_clip.CoCa, tokenizer, images: np.ndarray, captions: list[str], batch_size: int = 128
+) -> float:
+    """Mean negative log-likelihood per caption token given the image, in nats (lower is better).
+
+    ``images`` are uint8 [N, H, W, 3], one caption each; every token but the start and the pads
+    counts once, the end token included. The model should be in evaluation mode.
+    """
+    tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
+    total, count = 0.0, 0
+    for first in range(0, len(tokens), batch_size):
+        rows = slice(first, first + batch_size)
+        terms = int((tokens[rows, 1:] != model.pad_id).sum())
+        batch = loss(model, pixels(model, images[rows]), tokens[rows], contrastive=0, captioning=1)
+        total, count = total + float(batch["captioning"]) * terms, count + terms
+    return total / count
+
+
+# ---- captioning ----------------------------------------------------------------------------------
+
+
+def decode(tokenizer, tokens: LongTensor, end_id: int) -> list[str]:
+    """The text of each row of token ids [N, L]: after the start token, before the end token."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    options = {} if hasattr(inner, "sot_token_id") else {"skip_special_tokens": True}
+    texts = []
+    for _, *row in tokens.tolist():
+        row = row[: row.index(end_id)] if end_id in row else row
+        texts.append(inner.decode(row, **options).strip())
+    return texts
+
+
+def caption(
+    model: open_clip.CoCa,
+    tokenizer,
+    images: np.ndarray | Tensor,
+    *,
+    max_len: int,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> list[str]:
+    """Greedy captions, one per image, of at most ``max_len`` tokens (start and end included).
+
+    ``images`` are uint8 [N, H, W, 3], or a float tensor [N, 3, H, W] prepared for this model. The
+    captions do not depend on ``batch_size``. Raises ``UserError`` as ``generate`` and ``pixels``.
+    """
+    texts = []
+    for first in tqdm(range(0, len(images), batch_size), "captions", disable=not progress):
+        batch = images[first : first + batch_size]
+        batch = batch if isinstance(batch, Tensor) else pixels(model, batch)
+        tokens = generate(model, batch, max_len=max_len)
+        texts += decode(tokenizer, tokens, model.end_id)
+    return texts

@@ -1,0 +1,134 @@
+"""The diffusion method: schedule, loss, sampler, guidance. The network is anywhere else.
+
+Time t runs from 0 (data) to 1 (noise); a noisy latent is z = sqrt(a) x + sqrt(1 - a) e with the
+cosine schedule a(t). The network predicts the velocity v = sqrt(a) e - sqrt(1 - a) x.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from dalle3lib import text
+from dalle3lib.captions import drop_caption, use_synthetic
+from dalle3lib.randomness import batch_indices, rng
+
+
+def alpha_bar(t: Tensor) -> Tensor:
+    """The share of signal variance left at time t in [0, 1]: cosine schedule, in (0, 1].
+
+    Nichol & Dhariwal 2021, equation 17, kept above 1e-5 so that no division by zero occurs.
+    """
+    f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return (f / math.cos(0.008 / 1.008 * math.pi / 2) ** 2).clamp(1e-5, 1.0)
+
+
+def _like(t: Tensor, x: Tensor) -> Tensor:
+    """alpha_bar of times [B] in a shape that multiplies x [B, ...]."""
+    return alpha_bar(t).view(-1, *(1,) * (x.dim() - 1))
+
+
+def add_noise(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """The noisy latent z at times t [B] (Ho et al. 2020, equation 4)."""
+    a = _like(t, x)
+    return a.sqrt() * x + (1 - a).sqrt() * noise
+
+
+def velocity(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the network should predict (Salimans & Ho 2022, section 4)."""
+    a = _like(t, x)
+    return a.sqrt() * noise - (1 - a).sqrt() * x
+
+
+def predict(model: UNet2DConditionModel, z: Tensor, t: Tensor, states: Tensor, mask: Tensor):
+    """The network's velocity [B, 4, h, w] for noisy latents z at times t [B].
+
+    ``states`` [B, L, d] and ``mask`` [B, L] come from ``text.pad``.
+    """
+    return model(z, 1000 * t, states, encoder_attention_mask=mask).sample
+
+
+def loss(
+    model: UNet2DConditionModel, x: Tensor, noise: Tensor, t: Tensor, states: Tensor, mask: Tensor
+) -> Tensor:
+    """Mean squared error of the velocity over a batch: a scalar."""
+    error = predict(model, add_noise(x, noise, t), t, states, mask) - velocity(x, noise, t)
+    return error.square().mean()
+
+
+def step_loss(
+    model: UNet2DConditionModel,
+    latents: Tensor,
+    original: Sequence[Tensor],
+    synthetic: Sequence[Tensor],
+    *,
+    seed: int,
+    batch: int,
+    ratio: float,
+    dropout: float,
+) -> Callable[[int], dict[str, Tensor]]:
+    """The loss of one arm as a function of the step, for ``train.train``.
+
+    Each sample shows its synthetic caption with probability ``ratio`` per cent and its original
+    one otherwise (the blend, paper §3.1), and none at all with probability ``dropout`` (for
+    guidance). ``latents`` is [N, 4, h, w]; ``original`` and ``synthetic`` are the N captions'
+    states, [L, d] each. Order, noise and times depend on seed and step only: arms are paired.
+    """
+
+    def at(step: int) -> dict[str, Tensor]:
+        rows = batch_indices(seed, step, batch, len(latents)).tolist()
+        use = use_synthetic(seed, step, batch, ratio)
+        drop = drop_caption(seed, step, batch, dropout)
+        shown = [synthetic[i] if s else original[i] for i, s in zip(rows, use, strict=True)]
+        shown = [state[:0] if d else state for state, d in zip(shown, drop, strict=True)]
+        x = latents[rows]
+        noise = rng(seed, "noise", step).standard_normal(x.shape, dtype="float32")
+        t = torch.from_numpy(rng(seed, "timestep", step).random(batch, dtype="float32"))
+        return {"loss": loss(model, x, torch.from_numpy(noise), t, *text.pad(shown))}
+
+    return at
+
+
+def guided(
+    model: UNet2DConditionModel, states: Tensor, mask: Tensor, scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A velocity function (z, t) with classifier-free guidance (Ho & Salimans 2022, equation 6).
+
+    The unconditional answer sees the all-zero state that dropped captions show in training;
+    ``scale`` 1 leaves it out.
+    """
+
+    def at(z: Tensor, t: Tensor) -> Tensor:
+        told = predict(model, z, t, states, mask)
+        if scale == 1:
+            return told
+        nothing = torch.zeros_like(states[:, :1]), torch.ones_like(mask[:, :1])
+        return torch.lerp(predict(model, z, t, *nothing), told, scale)
+
+    return at
+
+
+@torch.no_grad()
+def ddim(
+    velocity_of: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    steps: int,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Deterministic DDIM sampling (Song et al. 2021, equation 12, eta 0): noise to latents.
+
+    ``callback(step, x)`` sees the current estimate of the clean latent [B, 4, h, w].
+    """
+    z = noise
+    times = torch.linspace(1, 0, steps + 1)
+    for step, (now, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        a, b = alpha_bar(now), alpha_bar(after)
+        v = velocity_of(z, now.expand(len(z)))
+        x = a.sqrt() * z - (1 - a).sqrt() * v
+        e = (1 - a).sqrt() * z + a.sqrt() * v
+        z = b.sqrt() * x + (1 - b).sqrt() * e
+        if callback:
+            callback(step, x)
+    return z

@@ -1,0 +1,116 @@
+"""CLIP score: how well an image fits a text (paper §3.3; Radford et al. 2021).
+
+The paper's variant is plain: 100 times the cosine of the image's and the text's features, with
+neither Hessel et al.'s (2021) weight of 2.5 nor their prefix "A photo depicts".
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dalle3lib import UserError
+from dalle3lib.captioner import PREPROCESS, pixels
+
+# The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
+# text feature is the state of the end token (id 1 of the world's tokenizer).
+WORLD_CLIP = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": 64,
+        "patch_size": 8,
+        "width": 128,
+        "layers": 3,
+        "head_width": 32,
+        "mlp_ratio": 3.0,
+    },
+    "text_cfg": {
+        "context_length": 48,
+        "width": 128,
+        "heads": 4,
+        "layers": 2,
+        "pool_type": "eos",
+        "eos_id": 1,
+        "hf_tokenizer_name": "dalle3lib-world",
+    },
+}
+
+
+def build(tokenizer, seed: int) -> open_clip.CLIP:
+    """An untrained scorer; its weights depend on ``seed`` alone, its words on the tokenizer."""
+    text_cfg = {**WORLD_CLIP["text_cfg"], "vocab_size": len(tokenizer)}
+    config = {**WORLD_CLIP, "text_cfg": text_cfg}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**config)
+    model.model_cfg, model.visual.preprocess_cfg = config, PREPROCESS
+    return model
+
+
+def contrastive_loss(model: torch.nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
+    """CLIP's loss: each image must pick its text among the batch's, and each text its image.
+
+    ``images`` float [B, 3, H, W], ``tokens`` int64 [B, L]; a scalar (Radford et al. 2021, Fig. 3).
+    """
+    image = model.encode_image(images, normalize=True)
+    text = model.encode_text(tokens, normalize=True)
+    logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
+    pairs = torch.arange(len(images), device=images.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Module, object]:
+    """A CLIP model (evaluation mode) and its tokenizer by open_clip's own calls.
+
+    ``name`` is a local directory in open_clip's layout, or an architecture with the tag of its
+    weights: ``load("ViT-B-32", "openai")``. Raises UserError if it cannot be loaded.
+    """
+    local = f"local-dir:{name}" if Path(name).is_dir() else str(name)
+    try:
+        model, _, _ = open_clip.create_model_and_transforms(local, pretrained)
+        return model.eval().requires_grad_(False), open_clip.get_tokenizer(local)
+    except Exception as error:  # open_clip, safetensors and the hub raise a dozen kinds
+        raise UserError(f"The CLIP model {name} cannot be loaded ({error}).") from error
+
+
+@torch.no_grad()
+def image_features(model: torch.nn.Module, images: np.ndarray, batch: int = 256) -> Tensor:
+    """Unit-length image features [N, d] of images uint8 [N, H, W, 3]."""
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    return torch.cat([model.encode_image(pixels(model, p), normalize=True) for p in parts])
+
+
+@torch.no_grad()
+def text_features(
+    model: torch.nn.Module, tokenizer, texts: Sequence[str], batch: int = 256
+) -> Tensor:
+    """Unit-length text features [N, d]; long texts are cut but keep their end token."""
+    parts = [list(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+    return torch.cat([model.encode_text(tokenizer(p), normalize=True) for p in parts])
+
+
+def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Sequence[str]):
+    """The CLIP score of each image with its own text: float64 array [N], in [-100, 100].
+
+    Images are uint8 [N, H, W, 3]. Raises UserError if there are not as many texts as images.
+    """
+    if len(images) != len(texts):
+        raise UserError(f"There are {len(images)} images but {len(texts)} texts: give one each.")
+    features = image_features(model, images), text_features(model, tokenizer, texts)
+    return 100 * F.cosine_similarity(*features).double().cpu().numpy()
+
+
+def retrieval_top1(image: Tensor, text: Tensor, pool: int = 100) -> float:
+    """The share of images [N, d] that pick their own text [N, d] from among ``pool`` texts.
+
+    The texts are compared in consecutive pools; an incomplete last pool is left out.
+    """
+    hits = [
+        (image[i : i + pool] @ text[i : i + pool].T).argmax(1) == torch.arange(pool)
+        for i in range(0, len(image) - pool + 1, pool)
+    ]
+    return torch.cat(hits).double().mean().item()

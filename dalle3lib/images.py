@@ -1,0 +1,370 @@
+"""Records: an image with its captions, the same from the world and from a folder of photographs.
+
+Everything downstream (captioner, latents, training, figures) reads ``Record`` and looks at what a
+record holds, never at where it came from.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dalle3lib import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow ever sees the user's bytes
+SPLITS = ("train", "dev", "test")
+TRAIN, DEV = 0.80, 0.85  # hash below 0.80: train; below 0.85: dev; the rest: test
+MAX_BYTES = 8 * 2**30  # decoded images are kept in memory: 650,000 at 64 px, 40,000 at 256 px
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One image and what is said about it.
+
+    ``image`` is uint8 [H, W, 3], RGB. ``alt`` is the caption found with the image; ``short`` and
+    ``descriptive`` are captions of its main subject and of everything in it, or None; ``facts``
+    holds the exact truth about the image, or None where nobody knows it.
+    """
+
+    key: str
+    image: np.ndarray
+    alt: str
+    short: str | None = None
+    descriptive: str | None = None
+    facts: dict | None = None
+
+
+def open_source(
+    data: str, split: str, count: int, size: int = 64, noise: float = 0.5
+) -> Sequence[Record]:
+    """The first ``count`` records of a split (fewer if the source is smaller).
+
+    ``data`` is "world" or the path of a folder that ``Folder`` can read; images are
+    uint8 [size, size, 3]; ``noise`` is the noise level of the world's alt-text. Raises UserError
+    if it is neither, or if the folder has problems.
+    """
+    if data == "world":
+        from dalle3lib.world import World  # here, because the world itself imports Record
+
+        if size != 64:
+            raise UserError(f"the world draws images of 64 pixels, not {size}: use size 64.")
+        return World(split, count, noise)
+    if not Path(data).expanduser().is_dir():
+        raise UserError(
+            f'data "{data}" is neither "world" nor an existing folder: give "world" or the path '
+            "of a folder that holds images and one COCO-format captions JSON."
+        )
+    return Folder(data, split, size)[:count]
+
+
+def split_names(data: str) -> tuple[str, ...]:
+    """The splits that ``open_source`` knows of a source: the world also has "foundation"."""
+    if data != "world":
+        return SPLITS
+    from dalle3lib.world import SPLITS as WORLD_SPLITS
+
+    return tuple(WORLD_SPLITS)
+
+
+def overlap(some: Sequence[Record], others: Sequence[Record]) -> dict[str, int]:
+    """How many keys, pictures (every pixel equal) and, where held, facts two sets share."""
+
+    def contents(records: Sequence[Record]) -> dict[str, set]:
+        found = {"keys": {r.key for r in records}, "pictures": {r.image.tobytes() for r in records}}
+        if all(r.facts for r in records):
+            found["facts"] = {json.dumps(r.facts, sort_keys=True) for r in records}
+        return found
+
+    first, second = contents(some), contents(others)
+    return {kind: len(first[kind] & second[kind]) for kind in first.keys() & second.keys()}
+
+
+class Folder(Sequence[Record]):
+    """A split of a folder of images with captions in the COCO format.
+
+    The folder holds images (jpg, jpeg, png, webp; at any depth) and exactly one captions file: a
+    JSON with "images" and "annotations" that have a "caption", in the folder or in its
+    ``annotations/``. An image is found by its file name, wherever it lies below the folder. A
+    record's key is that file name, ``alt`` is the caption with the lowest annotation id, and
+    ``short``, ``descriptive`` and ``facts`` are None.
+
+    Splits depend on the hash of the key alone, so adding photographs never moves one from test to
+    train: 80 % ``train``, 5 % ``dev``, 15 % ``test`` (see ``split_keys`` for small folders).
+    Records come in the order of that hash, so that the first hundred are a random hundred.
+
+    All images, of every split, are read when the first split is opened: only reading every pixel
+    finds a truncated JPEG, and a bad file should stop a run in its first minute, not in its
+    second hour. The small images are then kept (50,000 at 64 px are 0.6 GB), because training
+    visits them in random order many times. Raises one UserError that counts and lists all
+    problems.
+    """
+
+    def __init__(self, path: str | Path, split: str, size: int = 64) -> None:
+        folder = Path(path).expanduser().resolve()
+        if not folder.is_dir():
+            raise UserError(f"{path} is not a folder: give the path of a folder of images.")
+        if split not in SPLITS:
+            raise UserError(f'a folder has the splits {", ".join(SPLITS)}, not "{split}".')
+        if size < 1:
+            raise UserError(f"images need a size of at least 1 pixel, not {size}.")
+        self._captions, self._images = _read_folder(folder, size, _files(folder))
+        self._keys = split_keys(self._captions)[split]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index):  # an integer gives a Record, a slice a list of them
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        key = self._keys[index]
+        return Record(key, self._images[key], self._captions[key])
+
+
+def split_keys(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Divides keys into train, dev and test by their hash: disjoint lists, in hash order.
+
+    A key's hash is a number in [0, 1): below 0.80 is train, below 0.85 dev, the rest test. Where
+    that leaves a split of a small folder empty, the neighbour in hash order moves into it; at
+    least three keys are needed.
+    """
+    place = {key: _hash(key) for key in keys}
+    ordered = sorted(place, key=place.get)
+    n = len(ordered)
+    if n < len(SPLITS):
+        raise UserError(
+            f"{n} captioned images cannot fill the splits train, dev and test: add images until "
+            "there are at least 3."
+        )
+    train = min(max(sum(p < TRAIN for p in place.values()), 1), n - 2)
+    dev = min(max(sum(p < DEV for p in place.values()), train + 1), n - 1)
+    return {"train": ordered[:train], "dev": ordered[train:dev], "test": ordered[dev:]}
+
+
+def _hash(key: str) -> float:
+    """A number in [0, 1) that depends on the key alone, the same on every machine."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+# --- from files to pixels ------------------------------------------------------------------------
+
+
+def decode(path: str | Path, size: int) -> np.ndarray:
+    """The centre square of an image file, scaled to uint8 [size, size, 3].
+
+    The rotation that a camera noted in EXIF is applied; see ``to_rgb`` for other than RGB images.
+    Of an animation the first picture is taken. Raises ValueError with the reason if the file is
+    no JPEG, PNG or WebP, is damaged, or claims more pixels than Pillow's ``MAX_IMAGE_PIXELS``
+    (checked in the header, before any memory is spent on it).
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError  # Pillow itself stops only at twice as many
+            # JPEG can be decoded at a half, a quarter … of its size, which is much faster; at
+            # twice the size we need, the filter below still does the last step
+            image.draft(None, (2 * size, 2 * size))
+            upright = to_rgb(ImageOps.exif_transpose(image))
+        square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)  # antialiased
+        return np.asarray(square)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ValueError(f"its header claims over {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        empty = os.path.getsize(path) == 0
+        reason = "the file is empty" if empty else "no JPEG, PNG or WebP, or its header is damaged"
+        raise ValueError(reason) from None
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy: grey, palette and CMYK converted, 16 bits scaled to 8, alpha put on white."""
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip at 255
+        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_tensor(images: np.ndarray) -> "torch.Tensor":
+    """Images uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1]."""
+    import torch  # here, because whoever only looks at records need not wait for it
+
+    return torch.from_numpy(images.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+
+
+def to_uint8(tensor: "torch.Tensor") -> np.ndarray:
+    """The inverse of ``to_tensor``: uint8 [B, H, W, 3], values outside [-1, 1] clipped."""
+    pixels = (tensor.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
+    return pixels.round().permute(0, 2, 3, 1).contiguous().numpy().astype(np.uint8)
+
+
+# --- from a folder to captions and images --------------------------------------------------------
+
+Problems = dict[str, list[str]]  # what is wrong -> where
+
+
+def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Every visible file: (path relative to the folder, bytes, time of change), links followed."""
+    names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))
+    stats = [(name, os.stat(folder / name)) for name in names if os.path.isfile(folder / name)]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+@lru_cache(maxsize=1)  # the splits of one folder share one reading; a changed file makes a new one
+def _read_folder(
+    folder: Path, size: int, files: tuple[tuple[str, int, int], ...]
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Caption and image by key; UserError listing every problem of the folder."""
+    paths = [name for name, _, _ in files if name.lower().endswith(EXTENSIONS)]
+    if not paths:
+        raise UserError(f"{folder} holds no images: put jpg, jpeg, png or webp files into it.")
+    if len(paths) * size * size * 3 > MAX_BYTES:
+        raise UserError(
+            f"{len(paths):,} images of {size} px need more than {MAX_BYTES >> 30} GB of memory: "
+            "choose a smaller size or fewer images."
+        )
+    problems: Problems = defaultdict(list)
+    file, content = _captions_file(folder, files)
+    captions = _first_captions(content, problems)
+    located = _locate(captions, paths, problems)
+    images = {}
+    with ThreadPoolExecutor() as pool:  # Pillow decodes on all cores
+        decoding = {key: pool.submit(decode, folder / located[key], size) for key in located}
+        for key, pixels in decoding.items():
+            try:
+                images[key] = pixels.result()
+            except ValueError as error:
+                problems["unreadable image"].append(f"{located[key]}: {error}")
+    if problems:
+        raise UserError(_report(folder, file, problems))
+    return captions, images
+
+
+def _captions_file(folder: Path, files: tuple) -> tuple[str, dict]:
+    """Name and content of the one JSON with "images" and captions; UserError if not exactly one."""
+    found, rejected = {}, []
+    for name, _, _ in files:
+        if not (name.endswith(".json") and os.path.dirname(name) in ("", "annotations")):
+            continue
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            rejected.append(f"{name} is not readable JSON: {error}")
+            continue
+        if _has_captions(content):
+            found[name] = content
+        else:
+            rejected.append(f'{name} has no "images" and "annotations" with a "caption"')
+    if not found:
+        raise UserError(
+            f"{folder} has no captions file ({'; '.join(rejected) or 'no *.json in it'}): add one "
+            'COCO-format JSON with "images" and "annotations" to the folder or its annotations/.'
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{folder} has {len(found)} captions files ({', '.join(found)}): leave exactly one."
+        )
+    return next(iter(found.items()))
+
+
+def _has_captions(content: object) -> bool:
+    if not isinstance(content, dict):
+        return False
+    images, annotations = content.get("images"), content.get("annotations")
+    return (
+        isinstance(images, list)
+        and isinstance(annotations, list)
+        and any(isinstance(a, dict) and "caption" in a for a in annotations)
+    )
+
+
+def _first_captions(content: dict, problems: Problems) -> dict[str, str | None]:
+    """The caption with the lowest annotation id for each file name (None: it has none)."""
+    names: dict[object, str] = {}
+    for entry in content["images"]:
+        try:
+            number, name = int(entry["id"]), str(entry["file_name"])
+        except (KeyError, TypeError, ValueError):
+            problems['entry of "images" without a whole id and a file_name'].append(_short(entry))
+            continue
+        if number in names:
+            problems["image id given twice"].append(f"{number} ({names[number]}, {name})")
+        names[number] = name
+    for name, times in Counter(names.values()).items():
+        if times > 1:
+            problems["file name listed more than once"].append(name)
+
+    first: dict[str, tuple[int, str]] = {}
+    for entry in content["annotations"]:
+        try:
+            number, name = int(entry["id"]), names.get(int(entry["image_id"]))
+            text = " ".join(entry["caption"].split())  # some captions hold line breaks
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems["annotation without a whole id, an image_id and a text as caption"].append(
+                _short(entry)
+            )
+            continue
+        if name is None:
+            problems["annotation of an image that is not listed"].append(f"annotation {number}")
+        elif not text:
+            problems["empty caption"].append(f"annotation {number} of {name}")
+        elif name not in first or number < first[name][0]:
+            first[name] = (number, text)
+    return {name: first[name][1] if name in first else None for name in names.values()}
+
+
+def _locate(captions: dict, paths: list[str], problems: Problems) -> dict[str, str]:
+    """Where the image of each captioned file name lies; both directions are checked."""
+    by_base = defaultdict(list)
+    for path in paths:
+        by_base[os.path.basename(path)].append(path)
+    located, known = {}, set()
+    for name, caption in captions.items():
+        # "val2014/1.jpg" may lie in x/val2014/1.jpg: the end of the path must agree
+        found = [p for p in by_base[os.path.basename(name)] if f"/{p}".endswith(f"/{name}")]
+        known.update(found)
+        if not found:
+            problems["image file missing"].append(name)
+        elif len(found) > 1:
+            problems["file name found more than once"].append(" and ".join(found))
+        elif caption is None:
+            problems["image without a caption"].append(name)
+        else:
+            located[name] = found[0]
+    if unlisted := [path for path in paths if path not in known]:
+        problems["image without a caption"] += unlisted
+    return located
+
+
+def _report(folder: Path, file: str, problems: Problems) -> str:
+    """One sentence: how many problems, the first three of each kind, and the cure."""
+    total = sum(len(where) for where in problems.values())
+    kinds = "; ".join(
+        f"{kind} × {len(where)} ({', '.join(where[:3])}{', …' if len(where) > 3 else ''})"
+        for kind, where in problems.items()
+    )
+    return (
+        f"{folder} has {total} problem{'s' if total > 1 else ''}: {kinds}. Replace or remove the "
+        f"images, or correct {file}, so that each image has a caption and each caption an image."
+    )
+
+
+def _short(entry: object) -> str:
+    text = repr(entry)
+    return text if len(text) <= 60 else text[:57] + "…"

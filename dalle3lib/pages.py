@@ -1,0 +1,285 @@
+"""The pages that the book generates: the ledger's summary, the status of the runs, the API.
+
+Each function returns MyST Markdown as one string; ``book`` writes it into the staged source.
+Nothing here computes a result: the texts come from manifests, the ledger and the package itself.
+"""
+
+import pkgutil
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dalle3lib
+from dalle3lib import UserError, claims, config, runs
+from dalle3lib.paths import presets_dir
+
+# One API page per step of the method. A module named in no group lands on the last page, so that
+# a new module cannot be forgotten.
+GROUPS = {
+    "world": ("The world and images", ("world", "images")),
+    "captions": (
+        "Captions and text",
+        ("captions", "captioner", "caption_decoding", "recaption", "text", "upsample"),
+    ),
+    "diffusion": (
+        "Latent diffusion and foundations",
+        (
+            *("vae", "latents", "unet", "diffusion", "train", "arm", "sample", "decoder"),
+            *("foundation", "randomness"),
+        ),
+    ),
+    "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
+    "runs": (
+        "Runs, figures and the book",
+        ("paths", "config", "runs", "fingerprint", "files", "plots", "pages", "book"),
+    ),
+    "other": ("The package and its commands", ()),
+}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run directory: its manifest when the run is complete, else what is wrong with it."""
+
+    notebook: str
+    run: str
+    manifest: dict[str, Any] | None
+    problem: str = ""
+
+
+def run_states(root: Path) -> list[RunState]:
+    """Return every run under ``root`` in reading order, complete or not."""
+    states = []
+    for started in sorted(root.glob("[0-9]*/*/run.json")):
+        notebook, run = started.parent.parent.name, started.parent.name
+        try:
+            states.append(RunState(notebook, run, runs.load(started.parent)))
+        except UserError as error:
+            problem = str(error).replace(f"{root.parent}/", "")  # no path of this machine in a book
+            states.append(RunState(notebook, run, None, problem))
+    return states
+
+
+def plain(text: object) -> str:
+    """Return a text as Markdown that shows it as it is: one line, no sign acts as markup."""
+    return re.sub(r"([\\`*_{}\[\]()#$|~^:@<&])", r"\\\1", " ".join(str(text).split()))
+
+
+def table(header: list[str], rows: list[list[str]], classes: str) -> str:
+    """Return a Markdown table inside a block with CSS classes; a wide one scrolls by itself."""
+    lines = [header, ["---"] * len(header), *rows]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f":::{{div}} {classes}\n\n{body}\n\n:::\n"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: ``"4.2 s"``, ``"3 min 12 s"``, ``"2 h 05 min"``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def made_by(state: RunState) -> str:
+    """Return the line under a chapter's title: run, preset, duration, commit, linked to status."""
+    made = state.manifest
+    parts = [
+        f"Made by run [`{state.run}`](../status.md)",
+        f"preset `{made['preset']}`",
+        duration(made["wall_seconds"]),
+        f"commit `{commit(made)}`",
+    ]
+    return ":::{div} made-by\n" + " · ".join(parts) + "\n:::\n"
+
+
+def provenance(preset: str, data: str, states: list[RunState]) -> str:
+    """Return where this copy of the book comes from: preset, data, runs, latest date and commit."""
+    done = [state.manifest for state in states if state.manifest]
+    source = "the world" if data == "world" else f"the folder `{Path(data).name}`"
+    text = f"This copy was built with preset `{preset}` on {source} from {len(done)} finished runs"
+    if done:
+        latest = max(done, key=lambda made: str(made["finished"]))
+        text += f" (the last on {str(latest['finished'])[:10]}, commit `{commit(latest)}`)"
+    return text + "; see the [status page](status.md).\n"
+
+
+def commit(manifest: dict[str, Any]) -> str:
+    """Return the short commit of a run, with a ``+`` when files were changed after it."""
+    name = str(manifest.get("commit") or "unknown")[:7]
+    return name + ("+" if manifest.get("dirty") else "")
+
+
+def failure(title: str, problems: list[str]) -> str:
+    """Return the page that stands in for a chapter that failed: what failed and the last line."""
+    listing = "\n\n".join(f"```text\n{problem}\n```" for problem in problems)
+    return (
+        f"# {title}\n\n:::{{admonition}} This chapter failed\n:class: error\n\n"
+        "The notebook did not run to its end, so nothing of it is published. "
+        f"Its last words were:\n\n{listing}\n\n"
+        "Run `make book` again once the cause is cured: everything that finished is kept.\n:::\n"
+    )
+
+
+def status(states: list[RunState], failures: dict[str, list[str]], published: set[str]) -> str:
+    """Return the status page: what failed or is not finished, the finished runs, the machine.
+
+    ``failures`` maps the stem of a failed notebook to what went wrong; ``published`` holds the
+    stems that have a page in this book.
+    """
+    text = (
+        "# Status of the runs\n\nEvery number in this book comes from one of these runs. A run's "
+        "manifest is written last, so a run without one is not finished.\n"
+    )
+    open_rows = [
+        [page_link(stem, published), "–", "[failed]{.state .failed}", plain(problem)]
+        for stem, problems in failures.items()
+        for problem in problems
+    ] + [
+        [page_link(s.notebook, published), f"`{s.run}`", "[not finished]{.state}", plain(s.problem)]
+        for s in states
+        if not s.manifest
+    ]
+    if open_rows:
+        header = ["Notebook", "Run", "State", "What is wrong"]
+        text += "\n## Failed or not finished\n\n" + table(header, open_rows, "unfinished wide")
+    done = [state for state in states if state.manifest]
+    if done:
+        header = ["Notebook", "Run", "Wall", "CPU", "Memory", "Commit", "Finished (UTC)"]
+        rows = [_finished_row(state, published) for state in done]
+        text += "\n## Finished\n\n" + table(header, rows, "status wide")
+        text += (
+            "\n*Wall* is elapsed time, *CPU* the time of all cores together, *memory* the largest "
+            "resident size. A commit with `+` had uncommitted changes.\n"
+        )
+        text += _machine([state.manifest for state in done])
+    return text
+
+
+def page_link(stem: str, published: set[str], name: str = "") -> str:
+    """Return a notebook's name, linked when this book has a page of it."""
+    return f"[{name or stem}](chapters/{stem})" if stem in published else f"`{name or stem}`"
+
+
+def _finished_row(state: RunState, published: set[str]) -> list[str]:
+    """Return the row of a finished run."""
+    made = state.manifest
+    return [
+        page_link(state.notebook, published),
+        f"`{state.run}`",
+        duration(made["wall_seconds"]),
+        duration(made["cpu_seconds"]),
+        f"{made['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        f"`{commit(made)}`",
+        str(made["finished"])[:16].replace("T", " "),
+    ]
+
+
+def _machine(manifests: list[dict[str, Any]]) -> str:
+    """Return what the runs were made with: processors, threads, package versions, total time."""
+    latest = max(manifests, key=lambda made: str(made["finished"]))
+    cpus = sorted({made["cpu"]["model"] for made in manifests})
+    total = sum(made["wall_seconds"] for made in manifests)
+    versions = ", ".join(f"{name} {version}" for name, version in latest["packages"].items())
+    return (
+        "\n## Made with\n\n"
+        f"Processor\n: {'; '.join(cpus)}\n\n"
+        f"Threads a run\n: {', '.join(sorted({str(made['threads']) for made in manifests}))}\n\n"
+        f"Sum of wall times\n: {duration(total)} in {len(manifests)} runs\n\n"
+        f"Packages (latest run)\n: {versions}\n\n"
+        f"Python (this build)\n: {platform.python_version()}\n"
+    )
+
+
+def presets() -> str:
+    """Return the table of presets: the first line of each file says its purpose and cost."""
+    lines = {path.stem: path.read_text(encoding="utf-8") for path in presets_dir().glob("*.yaml")}
+    rows = [
+        [f"`{name}`", plain(text.partition("\n")[0].removeprefix("#"))]
+        for name, text in sorted(lines.items(), reverse=True)
+    ]
+    return table(["Preset", "What it is for, and what it costs"], rows, "presets wide")
+
+
+def parameters() -> str:
+    """Return the page of all parameters: for each notebook name, type, meaning, preset values."""
+    names = sorted((path.stem for path in presets_dir().glob("*.yaml")), reverse=True)
+    text = (
+        "# Parameters\n\nA value given in the notebook or on the command line beats the preset's. "
+        "A dash means that the preset leaves the notebook's own value.\n"
+    )
+    for stem in config.notebook_stems():
+        given = [config.preset_values(preset, stem) for preset in names]
+        rows = [
+            [f"`{name}`", p.type.__name__, plain(p.meaning)]
+            + [f"`{values[name]}`" if name in values else "–" for values in given]
+            for name, p in config.notebook_parameters(config.notebook_path(stem)).items()
+        ]
+        header = ["Parameter", "Type", "Meaning", *(f"`{preset}`" for preset in names)]
+        text += f"\n## {stem}\n\n" + table(header, rows, "parameters wide")
+    return text
+
+
+def ledger_summary(rows: list[dict[str, Any]], published: set[str]) -> str:
+    """Return the front page's ledger: how many claims by verdict, then those this book tested."""
+    counts = claims.tally(rows)
+    by_verdict = ", ".join(f"{n} {verdict_mark(name)}" for name, n in counts.items())
+    text = f"The [ledger](chapters/99_ledger) holds {len(rows)} claims: {by_verdict}.\n\n"
+    if "99_ledger" not in published:
+        text = text.replace("[ledger](chapters/99_ledger)", "ledger")
+    if "no verdict" in counts:
+        text += (
+            "*No verdict* means that there are fewer training seeds than the claim asks for: the "
+            "number is shown, and nothing is concluded from it.\n\n"
+        )
+    tested = [row for row in rows if row["run"]]
+    if not tested:
+        return text + "No run of this build has measured one of them yet.\n"
+    header = ["Claim", "Paper", "Here [95 % interval]", "Seeds", "Verdict", "Chapter"]
+    return text + table(header, [_ledger_row(row, published) for row in tested], "ledger wide")
+
+
+def _ledger_row(row: dict[str, Any], published: set[str]) -> list[str]:
+    """Return one claim as a row of the front page's table."""
+    texts = {name: plain(value) for name, value in claims.cells(row).items()}
+    here = f"{texts['ours']} {texts['95 % interval']}"
+    link = page_link(row["chapter"], published, row["chapter"].split("_")[0])
+    shown = [texts["in words"], texts["paper"], here, texts["seeds"]]
+    return [*shown, verdict_mark(row["verdict"]), link]
+
+
+def verdict_mark(verdict: str) -> str:
+    """Return a verdict as a styled word: its class is the verdict without its bracket."""
+    return f"[{verdict}]{{.verdict .{claims.word(verdict).replace(' ', '-')}}}"
+
+
+def modules() -> list[str]:
+    """Return the dotted names of the package and of every module in it, by walking its folder."""
+    walked = pkgutil.walk_packages(dalle3lib.__path__, "dalle3lib.")
+    return ["dalle3lib", *sorted(module.name for module in walked)]
+
+
+def api_pages() -> dict[str, str]:
+    """Return the API reference: page name → Markdown; every module is on exactly one page."""
+    group_of = {name: page for page, (_, names) in GROUPS.items() for name in names}
+    members: dict[str, list[str]] = {page: [] for page in GROUPS}
+    for module in modules():
+        first = (module.split(".") + [""])[1]
+        members[group_of.get(first, "other")].append(module)
+    order = {name: i for i, name in enumerate(n for _, names in GROUPS.values() for n in names)}
+    pages = {}
+    for page, (title, _) in GROUPS.items():
+        found = sorted(members[page], key=lambda m: order.get((m.split(".") + [""])[1], -1))
+        if found:
+            pages[page] = f"# {title}\n\n" + "\n".join(map(_api_section, found))
+    return pages
+
+
+def _api_section(module: str) -> str:
+    """Return one module's part of an API page."""
+    options = ":members:\n   :ignore-module-all:\n   :show-inheritance:"
+    directive = f".. automodule:: {module}\n   {options}"
+    return f"## `{module}`\n\n```{{eval-rst}}\n{directive}\n```\n"

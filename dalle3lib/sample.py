@@ -1,0 +1,48 @@
+"""From prompts to pictures: text states, guided DDIM, decoder."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from dalle3lib import diffusion, text
+from dalle3lib.images import to_uint8
+from dalle3lib.randomness import rng
+
+
+def start_noise(seed: int, rows: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """The noise [B, *shape] from which prompts number ``rows`` start.
+
+    It depends on seed and prompt only, so all arms start the same prompt from the same noise.
+    """
+    noise = [rng(seed, "sample", i).standard_normal(shape, dtype="float32") for i in rows]
+    return torch.from_numpy(np.stack(noise))
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    states: Sequence[Tensor],
+    *,
+    seed: int,
+    steps: int = 20,
+    guidance: float = 3.0,
+    batch: int = 64,
+) -> np.ndarray:
+    """One picture for each prompt's states [L, d]: uint8 [N, H, W, 3].
+
+    ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``.
+    """
+    unet.eval()
+    size = unet.config.sample_size
+    pictures = []
+    for first in range(0, len(states), batch):
+        rows = range(first, min(first + batch, len(states)))
+        noise = start_noise(seed, rows, (unet.config.in_channels, size, size))
+        told = diffusion.guided(unet, *text.pad([states[i] for i in rows]), guidance)
+        latents = diffusion.ddim(told, noise, steps) / vae.config.scaling_factor
+        pictures.append(to_uint8(vae.decode(latents).sample))
+    return np.concatenate(pictures)

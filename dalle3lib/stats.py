@@ -1,0 +1,114 @@
+"""Statistics of the book: intervals, exact tests and the correction for testing several claims.
+
+Pure functions of arrays. The training seed is the unit of replication, so tests take one number
+per seed; intervals over prompts describe one run and never replace seeds.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from dalle3lib import UserError
+
+RESAMPLES = 9999
+MOST_SEEDS = 24  # 2^24 sums are 128 MiB
+
+
+def mean_interval(
+    values: Sequence[float], rng: np.random.Generator, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of the mean of ``values`` [n].
+
+    The values (one per prompt, say) are drawn again with replacement. ``rng`` makes the draws;
+    ``level`` is the coverage, 0 to 1. UserError for fewer than two values or one not finite.
+    """
+    return _bootstrap(_checked(values, least=2), rng, level, "percentile")
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], rng: np.random.Generator, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (low, high) of mean(a) − mean(b), paired by position.
+
+    ``a`` and ``b`` [n] are scores of the same prompts, so whole pairs are drawn again and what
+    two arms share (an easy prompt) cancels. UserError if the lengths differ.
+    """
+    a, b = _checked(a, least=2), _checked(b, least=2)
+    if a.shape != b.shape:
+        raise UserError(f"Paired scores need equal lengths, not {a.size} and {b.size}.")
+    return mean_interval(a - b, rng, level)
+
+
+def seed_interval(
+    seed_means: Sequence[float], rng: np.random.Generator, level: float = 0.95
+) -> tuple[float, float]:
+    """BCa bootstrap interval (low, high) of the mean over seeds, one number per seed [n].
+
+    BCa (bias-corrected and accelerated, Efron 1987) corrects the percentile interval for skew,
+    which matters when there are ten values and not three hundred. UserError for fewer than two.
+    """
+    return _bootstrap(_checked(seed_means, least=2), rng, level, "BCa")
+
+
+def _bootstrap(
+    values: np.ndarray, rng: np.random.Generator, level: float, method: str
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean through scipy; equal values have an interval of no width."""
+    if np.ptp(values) == 0:  # BCa would divide 0 by 0
+        return float(values[0]), float(values[0])
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method=method,
+        rng=rng,
+        batch=max(1, 2**22 // values.size),  # 32 MiB of resamples at a time
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Exact one-sided p value that the mean of paired differences [n seeds] is above zero.
+
+    Without an effect each difference is as likely to carry the other sign. The p value is the
+    share of all 2^n choices of signs whose sum is at least the observed one, in (0, 1]. The
+    smallest possible is 2^-n: three seeds can never reach .05. For the other direction negate the
+    differences. UserError for no difference, more than 24, or one not finite.
+    """
+    d = _checked(differences, least=1)
+    if d.size > MOST_SEEDS:
+        raise UserError(f"The exact sign-flip test takes up to {MOST_SEEDS} seeds, not {d.size}.")
+    sums = np.zeros(1)
+    for size in np.abs(d):
+        sums = np.concatenate([sums + size, sums - size])
+    rounding = 1e-9 * np.abs(d).sum()  # sums equal on paper must count as equal
+    return float(np.mean(sums >= d.sum() - rounding))
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's (1979) adjusted p values of one family [m], in the order given.
+
+    The smallest p is multiplied by m, the next by m − 1, and so on; none may fall below an
+    earlier one or rise above 1. Rejecting adjusted values ≤ .05 keeps the chance of any false
+    rejection in the family at 5 %. UserError for a value outside 0 to 1.
+    """
+    p = _checked(p_values, least=0)
+    if np.any((p < 0) | (p > 1)):
+        raise UserError("A p value lies between 0 and 1.")
+    order = np.argsort(p, kind="stable")
+    factors = np.arange(p.size, 0, -1)
+    adjusted = np.empty(p.size)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
+    return adjusted
+
+
+def _checked(values: Sequence[float], least: int) -> np.ndarray:
+    """The values as float64 [n]; UserError if too few, not a flat list, or not all finite."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size < least:
+        raise UserError(f"This needs a flat list of {least} or more numbers, not {array.shape}.")
+    if not np.isfinite(array).all():
+        raise UserError("A score is missing or infinite; take its prompt or seed out of all arms.")
+    return array

@@ -1,0 +1,174 @@
+"""The text encoder: T5 (paper App. A; Raffel et al. 2020), frozen, its states cross-attended.
+
+A public checkpoint and the world's tiny one are loaded by the same call. The world's is trained
+on the text of captions alone, with T5's own objective: hide spans of tokens, write them out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+)
+
+from dalle3lib import UserError
+from dalle3lib.randomness import rng
+
+PAD, END, START = 0, 1, 2
+SENTINELS = 32  # <extra_id_0> ..., the names of hidden spans
+MAX_TOKENS = 120  # the longest caption kept, as in PixArt's use of T5
+
+
+def train_tokenizer(
+    texts: Sequence[str], vocab_size: int = 1024, start: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer learned from ``texts``: it can read any string.
+
+    Token 0 pads, 1 ends a text, 2 starts one; the sentinels of span corruption follow. With
+    ``start`` it puts the start token in front (for CoCa and CLIP), without it does not (for T5).
+    """
+    special = ["<pad>", "</s>", "<s>", *(f"<extra_id_{i}>" for i in range(SENTINELS))]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet
+        ),
+    )
+    template = "<s> $A </s>" if start else "$A </s>"
+    ends = [("</s>", END), ("<s>", START)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
+    )
+
+
+def build(vocab_size: int) -> T5ForConditionalGeneration:
+    """An untrained tiny T5 with encoder states of width 128."""
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=128,
+            d_kv=32,
+            d_ff=384,
+            num_layers=3,
+            num_decoder_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=PAD,
+            eos_token_id=END,
+            decoder_start_token_id=PAD,
+        )
+    )
+
+
+def corrupt_spans(
+    tokens: Sequence[int], random: np.random.Generator, rate: float = 0.15, span: int = 3
+) -> tuple[list[int], list[int]]:
+    """T5's training pair for one text (Raffel et al. 2020, §3.1.4): (input, target) token ids.
+
+    About ``rate`` of the tokens are hidden in spans of ``span`` on average; the input shows one
+    sentinel for each, the target lists sentinel and hidden tokens in turn, then the end token.
+    """
+    length = len(tokens)
+    hidden = min(max(1, round(rate * length)), length - 1) if length > 1 else length
+    spans = min(max(1, round(hidden / span)), SENTINELS)
+    starts = np.sort(random.choice(length, spans, replace=False))
+    mask = np.zeros(length, bool)
+    for start in starts:
+        mask[start : start + max(1, round(hidden / spans))] = True
+    source, target, sentinel = [], [], START
+    for position, token in enumerate(tokens):
+        if not mask[position]:
+            source.append(token)
+            continue
+        if position == 0 or not mask[position - 1]:
+            sentinel += 1
+            source.append(sentinel)
+            target.append(sentinel)
+        target.append(token)
+    return [*source, END], [*target, END]
+
+
+def step_loss(model: T5ForConditionalGeneration, corpora: dict[str, list], *, seed, batch):
+    """Span-corruption loss as a function of the step, for ``train.train``.
+
+    ``corpora`` holds token ids (without end token) of one text each, by kind of caption. A kind
+    is drawn with a chance inverse to its mean length, so all kinds give equally many tokens.
+    """
+    kinds = sorted(corpora)
+    chance = np.array([1 / np.mean([len(t) for t in corpora[k]]) for k in kinds])
+    chance /= chance.sum()
+
+    def at(step: int) -> dict[str, Tensor]:
+        random = rng(seed, "t5/spans", step)
+        drawn = random.choice(len(kinds), size=batch, p=chance)
+        texts = [corpora[kinds[k]][int(random.integers(len(corpora[kinds[k]])))] for k in drawn]
+        pairs = [corrupt_spans(t, random) for t in texts]
+        source, target = (
+            pad_sequence([torch.tensor(p[i]) for p in pairs], batch_first=True, padding_value=PAD)
+            for i in (0, 1)
+        )
+        labels = target.masked_fill(target == PAD, -100)
+        return {"loss": model(source, attention_mask=source != PAD, labels=labels).loss}
+
+    return at
+
+
+def load(name: str | Path, **options) -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
+    """Encoder (float32, frozen) and tokenizer from a local directory or a public name.
+
+    ``options`` (``revision``, ...) go to both ``from_pretrained`` calls.
+    """
+    encoder = T5EncoderModel.from_pretrained(name, **options)
+    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    return encoder.float().eval().requires_grad_(False), tokenizer
+
+
+@torch.no_grad()
+def encode(
+    encoder: T5EncoderModel, tokenizer, captions: Sequence[str], batch: int = 256
+) -> list[Tensor]:
+    """The states of each caption's real tokens, end token included: list of float32 [L, d].
+
+    Captions are batched by length and padding is masked, so a caption's states do not depend on
+    its neighbours. Captions of more than ``MAX_TOKENS`` tokens are cut (the end token stays).
+    Raises UserError for an empty caption.
+    """
+    for number, caption in enumerate(captions):
+        if not caption.strip():
+            raise UserError(f"Caption number {number} is empty: give it a text or remove it.")
+    tokens = tokenizer(list(captions), truncation=True, max_length=MAX_TOKENS).input_ids
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    states: list[Tensor] = [torch.empty(0)] * len(tokens)
+    for rows in (order[i : i + batch] for i in range(0, len(order), batch)):
+        ids = pad_sequence([torch.tensor(tokens[i]) for i in rows], batch_first=True)
+        mask = pad_sequence([torch.ones(len(tokens[i])) for i in rows], batch_first=True)
+        hidden = encoder(ids.to(encoder.device), mask.to(encoder.device)).last_hidden_state.cpu()
+        for i, state in zip(rows, hidden, strict=True):
+            states[i] = state[: len(tokens[i])].clone()
+    return states
+
+
+def pad(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged states as one batch: (float32 [B, L, d] zero padded, bool mask [B, L] of real ones).
+
+    A caption dropped for guidance is an empty [0, d] tensor: it becomes one all-zero state that
+    the mask lets through, the network's "no caption".
+    """
+    states = [s if len(s) else s.new_zeros(1, s.shape[1]) for s in states]
+    mask = pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
+    return pad_sequence([s.float() for s in states], batch_first=True), mask

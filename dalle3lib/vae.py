@@ -1,0 +1,104 @@
+"""The autoencoder between 64 x 64 pixels and 8 x 8 x 4 latents (paper App. A; Rombach et al. 2022).
+
+Everywhere the interface is diffusers' ``AutoencoderKL``: ``encode(x).latent_dist`` and
+``decode(z).sample``, so the world's autoencoder and a public one are interchangeable.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor
+
+from dalle3lib.randomness import batch_indices, rng
+
+PATCH = 4  # pixels: full-resolution convolutions are slow on a CPU, so the first halvings are free
+
+
+class PatchAutoencoderKL(AutoencoderKL):
+    """An ``AutoencoderKL`` that works on 4 x 4 pixel patches (48 channels) instead of pixels.
+
+    With one more halving inside, images [B, 3, H, W] in [-1, 1] become latents [B, 4, H/8, W/8].
+    """
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+        """Images [B, 3, H, W] in [-1, 1] to a distribution over latents [B, 4, H/8, W/8]."""
+        return super().encode(F.pixel_unshuffle(x, PATCH), return_dict)
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator=None) -> DecoderOutput:
+        """Latents [B, 4, h, w] to images [B, 3, 8 h, 8 w], roughly in [-1, 1]."""
+        picture = F.pixel_shuffle(super().decode(z, return_dict=False)[0], PATCH)
+        return DecoderOutput(sample=picture) if return_dict else (picture,)
+
+
+def build(channels: tuple[int, int] = (64, 128), layers: int = 1) -> PatchAutoencoderKL:
+    """An untrained autoencoder for the world; ``channels`` at 16 x 16 and at 8 x 8."""
+    return PatchAutoencoderKL(
+        in_channels=3 * PATCH**2,
+        out_channels=3 * PATCH**2,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=channels,
+        layers_per_block=layers,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=64,
+    )
+
+
+def load(name: str | Path, **options) -> AutoencoderKL:
+    """The autoencoder in a local directory or of a public name, ready for inference.
+
+    ``options`` go to diffusers' ``from_pretrained`` (``revision``, ``subfolder``, ...).
+    """
+    config = Path(name) / "config.json"
+    ours = config.is_file() and json.loads(config.read_text())["_class_name"].startswith("Patch")
+    model = (PatchAutoencoderKL if ours else AutoencoderKL).from_pretrained(name, **options)
+    return model.float().eval().requires_grad_(False)
+
+
+def loss(model: AutoencoderKL, images: Tensor, noise: Tensor, kl_weight: float = 1e-6) -> dict:
+    """Reconstruction and KL losses of one batch.
+
+    ``images`` [B, 3, H, W] in [-1, 1]; ``noise`` [2, B, 4, H/8, W/8] standard normal: the first
+    half samples the posterior, the second (scaled by 0.05) makes the decoder forgive the small
+    errors a diffusion model leaves. Minimises MSE + 0.2 L1 + ``kl_weight`` KL.
+    """
+    posterior = model.encode(images).latent_dist
+    z = posterior.mean + posterior.std * noise[0] + 0.05 * posterior.mean.std().detach() * noise[1]
+    error = model.decode(z).sample - images
+    mse, l1, kl = error.square().mean(), error.abs().mean(), posterior.kl().mean()
+    return {"loss": mse + 0.2 * l1 + kl_weight * kl, "mse": mse.detach(), "kl": kl.detach()}
+
+
+def step_loss(model: AutoencoderKL, images, *, seed: int, batch: int):
+    """The loss as a function of the step, for ``train.train``.
+
+    ``images``: uint8 [N, H, W, 3].
+    """
+    from dalle3lib.images import to_tensor
+
+    def at(step: int) -> dict[str, Tensor]:
+        picture = to_tensor(images[batch_indices(seed, step, batch, len(images))])
+        height, width = (side // 8 for side in picture.shape[2:])
+        shape = (2, len(picture), model.config.latent_channels, height, width)
+        noise = rng(seed, "vae/noise", step).standard_normal(shape, dtype="float32")
+        return loss(model, picture, torch.from_numpy(noise))
+
+    return at
+
+
+@torch.no_grad()
+def latent_scale(model: AutoencoderKL, images: Tensor) -> float:
+    """The factor that gives latents unit standard deviation (config entry ``scaling_factor``)."""
+    return 1 / model.encode(images).latent_dist.mean.std().item()
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB: [B], for images [B, 3, H, W] in [-1, 1]."""
+    mse = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / mse)

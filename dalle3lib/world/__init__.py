@@ -1,0 +1,64 @@
+"""The procedural world: scenes with exact ground truth, their pictures and their captions.
+
+From one scene specification come the image (``render``), a noisy web-style alt-text, human-style
+short and descriptive captions, and questions with answers (``language``, ``questions``). The
+class ``World`` serves them as the same records that a folder of photographs gives.
+"""
+
+from collections.abc import Sequence
+
+from dalle3lib.images import Record
+from dalle3lib.randomness import rng
+from dalle3lib.world.language import alt_text, descriptive_caption, short_caption
+from dalle3lib.world.questions import questions
+from dalle3lib.world.render import render
+from dalle3lib.world.scene import SPLITS, Scene, Thing, scene
+
+__all__ = [
+    "SPLITS",
+    "Scene",
+    "Thing",
+    "World",
+    "alt_text",
+    "descriptive_caption",
+    "questions",
+    "render",
+    "scene",
+    "short_caption",
+]
+
+
+class World(Sequence):
+    """The first ``count`` scenes of a split as records, made on access.
+
+    ``noise`` in [0, 0.75] is the noise level of the alt-text; ``seed`` names another draw of the
+    same world. Each caption has a random stream of its own, so that changing the noise changes
+    neither the scenes nor the human captions.
+    """
+
+    def __init__(self, split: str, count: int, noise: float = 0.5, seed: int = 0):
+        self.split, self.count, self.noise, self.seed = split, count, noise, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, index: int) -> Scene:
+        """The specification of scene ``index``."""
+        return scene(self.split, index, self.seed)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        spec = self.scene(index)
+
+        def stream(name: str):
+            return rng(self.seed, f"{self.split}/{name}", index)
+
+        return Record(
+            key=f"{self.split}-{index:06d}",
+            image=render(spec),
+            alt=alt_text(spec, self.noise, stream("alt")),
+            short=short_caption(spec, stream("short")),
+            descriptive=descriptive_caption(spec, stream("descriptive")),
+            facts=spec.facts(),
+        )

@@ -1,0 +1,79 @@
+"""Shared by all tests: places that are not the repository, tiny notebooks, one torch thread."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from hypothesis import settings
+
+from dalle3lib import paths
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when a test first imports it
+for variable in ("DALLE3_RUNS", "DALLE3_NOTEBOOKS", "DALLE3_FOUNDATION"):
+    os.environ.pop(variable, None)
+
+# Random examples are the same in every run, and a busy machine fails no test.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+PARAMETERS = 'preset: str = "smoke"  # preset file\ndata: str = None  # "world" or a folder\n'
+
+
+@pytest.fixture
+def benchmarks() -> Path:
+    """The directory of public benchmark files; the test is left out where there is none."""
+    directory = paths.benchmarks()
+    if directory is None or not directory.is_dir():
+        pytest.skip("needs the public benchmark files: set DALLE3_BENCHMARKS to their directory")
+    return directory
+
+
+@pytest.fixture
+def runs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory that takes the place of ``runs/``."""
+    monkeypatch.setenv("DALLE3_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def write_tiny(directory: Path, stem: str, parameters: str, *cells: str) -> Path:
+    """Write a notebook whose parameters begin with ``preset`` and ``data``; return its path."""
+    tagged = nbformat.v4.new_code_cell(PARAMETERS + parameters)
+    tagged.metadata["tags"] = ["parameters"]
+    prose = nbformat.v4.new_markdown_cell(f"# {stem}")
+    notebook = nbformat.v4.new_notebook(
+        cells=[prose, tagged, *map(nbformat.v4.new_code_cell, cells)],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, directory / f"{stem}.ipynb")
+    return directory / f"{stem}.ipynb"
+
+
+@pytest.fixture
+def tiny(
+    tmp_path: Path, runs_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """A writer of tiny notebooks, into a directory that takes the place of ``notebooks/``.
+
+    Its preset ``smoke`` sets ``data`` only; tests write more into ``presets/smoke.yaml``.
+    """
+    directory = tmp_path / "notebooks"
+    monkeypatch.setenv("DALLE3_NOTEBOOKS", str(directory))
+    (directory / "presets").mkdir(parents=True)
+    (directory / "presets" / "smoke.yaml").write_text("common:\n  data: world\n")
+    return lambda stem, parameters="", *cells: write_tiny(directory, stem, parameters, *cells)
+
+
+@pytest.fixture
+def flip() -> Callable[[Path, int], None]:
+    """A function that flips one bit of a file; the bit's number is taken modulo the file's bits."""
+
+    def flip_bit(path: Path, bit: int) -> None:
+        data = bytearray(path.read_bytes())
+        bit %= 8 * len(data)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+
+    return flip_bit

@@ -1,0 +1,292 @@
+"""The book: a small one is built once from fake notebooks and the real sources, then read."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+
+from dalle3lib import UserError, book, files, pages
+
+PIXEL = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c63"
+        "60606060000000050001a5f645400000000049454e44ae426082"
+    )
+).decode()
+PARAMETERS = 'preset: str = "smoke"  # preset file\ndata: str = None  # where images come from\n'
+BAR = "captions:  40%|####      | 4/10 [00:01<00:02,  3.0it/s]"
+CLAIM = {
+    "id": "fig4-left",
+    "source": "paper",
+    "section": "3.3",
+    "claim": "Synthetic captions help | even on *original* prompts",
+    "paper": "slightly better",
+    "unit": "points",
+    "ours": 0.25,
+    "interval": [-0.125, 0.625],
+    "seeds": 1,
+    "verdict": "no verdict (1 seed)",
+    "chapter": "01_world",
+    "run": "01_world/main",
+}
+UNTESTED = CLAIM | {"verdict": "not tested (needs people)", "run": None}
+
+
+def code(source: str, *outputs, tags: tuple[str, ...] = ()) -> nbformat.NotebookNode:
+    """An executed code cell."""
+    cell = v4.new_code_cell(source, outputs=list(outputs), execution_count=1)
+    cell.metadata["tags"] = list(tags)
+    return cell
+
+
+def notebook(title: str, *cells, exception: bool | None = None) -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it."""
+    question = v4.new_markdown_cell(f"# {title}\n\nA question.")
+    head = [question, code(PARAMETERS, tags=["parameters"])]
+    papermill = {"exception": exception, "end_time": "2026-01-01T00:00:00"}
+    metadata = {"papermill": papermill, "language_info": {"name": "python"}}
+    return v4.new_notebook(cells=[*head, *cells], metadata=metadata)
+
+
+def world_notebook() -> nbformat.NotebookNode:
+    """A finished notebook with maths, a citation, a captioned figure and a progress bar."""
+    figure = v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
+    progress = v4.new_output("stream", name="stderr", text=f"\r{BAR}\nUserWarning: look here\n")
+    maths = "Inline $x_t \\in \\mathbb{R}^n$ and\n\n$$\\frac{1}{2} \\sum_i x_i^2$$ (eq-sum)\n"
+    return notebook(
+        "The world",
+        code("# Parameters\nseed = 3\n", tags=["injected-parameters"]),
+        v4.new_markdown_cell(maths + "\nas in {cite:t}`ho2020ddpm`, see {eq}`eq-sum`."),
+        code("# Figure: one pixel,\n# enlarged.\nshow()", figure, progress),
+    )
+
+
+def failed_notebook() -> nbformat.NotebookNode:
+    """A notebook that stopped with an error of two lines."""
+    said = {"ename": "UserError", "evalue": f"first\n{book.ROOT}/cat is gone.", "traceback": []}
+    stopped = code("find_cat()", v4.new_output("error", **said))
+    return notebook("Captioning", stopped, exception=True)
+
+
+def write_run(root: Path, stem: str, run: str, **manifest) -> None:
+    """A complete run directory with a few manifest fields of our choice."""
+    made = {
+        "run": run,
+        "notebook": stem,
+        "preset": "smoke",
+        "commit": "0123456789abcdef",
+        "dirty": True,
+        "packages": {"torch": "9.8.7"},
+        "cpu": {"model": "A processor", "flags": []},
+        "threads": 1,
+        "wall_seconds": 192.4,
+        "cpu_seconds": 12.34,
+        "peak_memory_bytes": 512 * 2**20,
+        "finished": "2026-01-01T00:00:00+00:00",
+        "files": {},
+    } | manifest
+    path = root / stem / run
+    path.mkdir(parents=True)
+    (path / "run.json").write_text("{}")
+    (path / "manifest.json").write_text(json.dumps(made | {"sha256": files.digest(made)}))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A book of one finished, one failed and one twice executed notebook; its html and error."""
+    folder = tmp_path_factory.mktemp("book")
+    root, sources = folder / "runs" / "smoke", folder / "notebooks"
+    executed = {
+        "01_world": world_notebook(),
+        "02_captioning.failed": failed_notebook(),
+        "04_caption_kind": notebook("Caption kind"),
+        "04a_train_arm--dsc-95-0": notebook("An arm: dsc-95-0"),
+        "04a_train_arm--original-0": notebook("An arm: original-0"),
+    }
+    for name, content in executed.items():
+        source = sources / f"{name.split('--')[0].removesuffix('.failed')}.ipynb"
+        for path in (source, root / "notebooks" / f"{name}.ipynb"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(content, path)
+    (sources / "presets").mkdir()
+    (sources / "presets" / "smoke.yaml").write_text("# A look. Free.\ncommon:\n  data: world\n")
+    write_run(root, "01_world", "main")
+    write_run(root, "04_caption_kind", "main")
+    write_run(root, "04a_train_arm", "dsc-95-0", finished="2026-01-02T00:00:00+00:00")
+    write_run(root, "04a_train_arm", "original-0")
+    (root / "02_captioning" / "main").mkdir(parents=True)
+    (root / "02_captioning" / "main" / "run.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DALLE3_NOTEBOOKS", str(sources))
+        patch.setattr(book.claims, "ledger", lambda root: [CLAIM, UNTESTED])
+        with pytest.raises(UserError) as error:
+            book.build(root, "smoke", "world", out=folder / "out")
+    return folder / "out" / "html", str(error.value)
+
+
+def text(html: Path, page: str) -> str:
+    """A page's main column as plain text on one line."""
+    source = (html / f"{page}.html").read_text()
+    article = re.search(r"<article.*?</article>", source, re.DOTALL)[0]
+    return " ".join(re.sub(r"<[^>]+>", " ", article).split())
+
+
+def test_the_build_has_no_warning_and_ends_with_the_failed_chapter(built):
+    html, error = built
+    assert (html / "index.html").is_file()
+    assert "02_captioning failed" in error
+    assert not re.search("(WARNING|ERROR):", (html.parent / "build.log").read_text())
+
+
+def test_no_page_and_no_style_sheet_loads_anything_from_elsewhere(built):
+    class Elements(HTMLParser):
+        """Every attribute value of every element that is not a plain link."""
+
+        def __init__(self):
+            super().__init__()
+            self.values = []
+
+        def handle_starttag(self, tag, attributes):
+            self.values += [(tag, n, v) for n, v in attributes if tag != "a" and n != "xmlns"]
+
+    html, _ = built
+    assert book.network_assets(html) == []
+    for page in html.rglob("*.html"):
+        elements = Elements()
+        elements.feed(page.read_text())
+        assert [v for v in elements.values if re.match(r"(https?:)?//", v[2] or "")] == []
+        assert "unpkg" not in page.read_text() and "cdn." not in page.read_text().replace(
+            "cdn.openai.com/papers", ""
+        )
+    for sheet in html.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text())
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<script src="https://x.org/a.js"></script>',
+        '<link rel="stylesheet" href="//x.org/a.css">',
+        '<p style="background: url(http://x.org/a.png)">',
+        "<style>@import 'https://x.org/a.css';</style>",
+        '<img srcset="a.png 1x, https://x.org/a.png 2x">',
+    ],
+)
+def test_an_asset_from_the_network_is_found(tmp_path, planted):
+    (tmp_path / "index.html").write_text(f'<a href="https://fine.org">fine</a>{planted}')
+    assert [address.split("x.org")[1][:2] for address in book.network_assets(tmp_path)] == ["/a"]
+
+
+def test_formulas_are_mathml(built):
+    page = (built[0] / "chapters" / "01_world.html").read_text()
+    assert page.count("<math ") == 2
+    assert "<mfrac>" in page and "MathJax" not in page
+    assert '<a class="reference internal" href="#equation-eq-sum">(1)</a>' in page
+
+
+def test_a_chapter_names_its_run_and_hides_progress_bars(built):
+    page = text(built[0], "chapters/01_world")
+    assert "Made by run main · preset smoke · 3 min 12 s · commit 0123456+" in page
+    assert "UserWarning: look here" in page and "it/s" not in page
+    assert "seed = 3" in page  # the injected parameters are shown
+
+
+def test_a_figure_comment_becomes_caption_and_alternative_text(built):
+    page = (built[0] / "chapters" / "01_world.html").read_text()
+    assert 'alt="one pixel, enlarged."' in page
+    assert re.search(r"<figcaption>.*one pixel, enlarged\.", page, re.DOTALL)
+    assert "# Figure" not in page
+
+
+def test_a_failed_chapter_shows_only_the_last_line_of_its_error(built):
+    page = text(built[0], "chapters/02_captioning")
+    assert "This chapter failed" in page and "02_captioning: cat is gone." in page
+    assert "first" not in page
+    assert "find_cat" not in page and page.startswith("Captioning")
+
+
+def test_the_chapter_of_the_arms_shows_the_last_one_under_its_parent(built):
+    html, _ = built
+    assert "An arm: dsc-95-0" in text(html, "chapters/04a_train_arm")
+    nested = {"file": "chapters/04_caption_kind", "sections": [{"file": "chapters/04a_train_arm"}]}
+    contents = book.contents({"04_caption_kind", "04a_train_arm", "99_ledger"})
+    assert nested in contents["parts"][1]["chapters"]
+
+
+def test_the_status_page_lists_failures_first_then_every_run(built):
+    page = text(built[0], "status")
+    rows = ["02_captioning – failed", "main not finished", "main 3 min", "original-0 3 min"]
+    places = [page.index(row) for row in rows]
+    assert places == sorted(places)
+    assert "run in smoke/02_captioning/main" in page  # and not where this machine has it
+    assert "512 MiB" in page and "A processor" in page and "torch 9.8.7" in page
+
+
+def test_the_front_page_counts_verdicts_and_shows_what_was_tested(built):
+    page = text(built[0], "index")
+    assert "2 claims: 1 no verdict , 1 not tested ." in page
+    assert "Synthetic captions help | even on *original* prompts slightly better" in page
+    assert "+0.25 points [-0.125, +0.625] 1 no verdict (1 seed) 01" in page
+    assert "needs people" not in page
+    assert "nothing is concluded" in page
+
+
+def test_every_module_has_its_place_in_the_api_reference(built):
+    html, _ = built
+    documented = "".join(path.read_text() for path in (html / "api").glob("*.html"))
+    package = Path(book.__file__).parent
+    for path in package.rglob("*.py"):
+        module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        assert f'id="module-{module.removesuffix(".__init__")}"' in documented
+
+
+def test_citations_lead_to_the_bibliography(built):
+    html, _ = built
+    chapter = (html / "chapters" / "01_world.html").read_text()
+    target = re.search(r'href="\.\./bibliography\.html#(id\d+)"', chapter)[1]
+    entry = (html / "bibliography.html").read_text().split(f'id="{target}"')[1]
+    assert "denoising diffusion probabilistic models" in entry.lower().split("arxiv")[0]
+
+
+def test_presets_and_parameters_have_their_meaning_and_value(built):
+    assert "smoke A look. Free." in text(built[0], "guide")
+    assert "data str where images come from world" in text(built[0], "parameters")
+
+
+def test_a_module_of_no_group_is_documented_all_the_same(monkeypatch):
+    monkeypatch.setattr(pages, "modules", lambda: ["dalle3lib", "dalle3lib.brand_new"])
+    assert "automodule:: dalle3lib.brand_new" in pages.api_pages()["other"]
+
+
+def test_a_finished_notebook_without_a_complete_run_is_not_published(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(world_notebook(), tmp_path / "notebooks" / "01_world.ipynb")
+    assert book.find_chapters(tmp_path)[0].problems == [
+        "01_world: its run is not complete; run it again."
+    ]
+
+
+def test_papermill_says_that_a_notebook_failed_whatever_its_name(tmp_path):
+    path = tmp_path / "01_world.ipynb"
+    nbformat.write(failed_notebook(), path)
+    assert book.failure(path).endswith("cat is gone.")
+    path.write_text("{")
+    assert "cannot be read" in book.failure(path)
+
+
+def test_a_book_of_nothing_is_a_clear_error(tmp_path):
+    with pytest.raises(UserError, match="make book"):
+        book.build(tmp_path, "smoke", "world", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4.24, "4.2 s"), (59.96, "1 min 00 s"), (192.4, "3 min 12 s"), (7500, "2 h 05 min")],
+)
+def test_durations_are_said_as_people_say_them(seconds, words):
+    assert pages.duration(seconds) == words

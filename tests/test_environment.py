@@ -1,0 +1,82 @@
+"""The three lists of what to install agree: pyproject.toml, requirements.lock, environment.yml."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from dalle3lib import __version__
+from dalle3lib.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+
+
+def lock() -> dict[str, Version]:
+    """The pinned version of every package in requirements.lock."""
+    pins = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if not line.startswith("#"):
+            name, version = line.split("==")
+            assert canonicalize_name(name) not in pins, f"{name} is pinned twice"
+            pins[canonicalize_name(name)] = Version(version)
+    return pins
+
+
+@pytest.mark.parametrize("text", NEEDED)
+def test_the_lock_pins_every_dependency_inside_its_range(text):
+    requirement = Requirement(text)
+    assert requirement.specifier.contains(lock()[canonicalize_name(requirement.name)])
+
+
+def test_torch_is_exact():
+    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(PROJECT["dependencies"])
+    assert (lock()["torch"], lock()["torchvision"]) == (Version("2.14.1"), Version("0.29.1"))
+
+
+def test_the_lock_serves_the_cpu_wheel_too():
+    assert not [name for name in lock() if re.match(r"nvidia-|cuda-|triton", name)]
+
+
+def test_the_conda_environment_uses_the_same_lock_and_python():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert "conda-forge" in environment["channels"]
+    assert {"python=3.11", "pip"} < {d for d in environment["dependencies"] if isinstance(d, str)}
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert pip == ["-r requirements.lock", "-e ."]
+    assert "3.11" in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+def test_everything_the_package_imports_is_a_dependency():
+    """Third-party imports anywhere in dalle3lib come from a core dependency or from its parts."""
+    code = (ROOT / "dalle3lib").rglob("*.py")
+    names = {n for f in code for n in re.findall(r"^\s*(?:import|from) (\w+)", f.read_text(), re.M)}
+    provided = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    provided |= {"dalle3lib", "pil", "yaml", "open-clip"}  # imported under another name
+    provided |= {"nbformat", "nbclient", "tokenizers", "sphinx", "docutils"}  # parts of the above
+    unknown = {n for n in names if canonicalize_name(n) not in provided}
+    assert unknown - sys.stdlib_module_names == set()
+
+
+def test_make_help_lists_every_target():
+    listed = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT).stdout
+    names = [line.split()[0] for line in listed.splitlines()]
+    assert names == "help book test lab lint bench soak study clean".split()
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert phony.split() == names
+
+
+def test_make_book_passes_its_choices_on():
+    command = ["make", "--dry-run", "book", "PRESET=smoke", "DATA=my photos"]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+    assert '-m dalle3lib graph --preset "smoke" --data "my photos"' in said
+
+
+def test_the_version_is_the_packages():
+    assert PROJECT["dynamic"] == ["version"] and Version(__version__)

@@ -1,0 +1,55 @@
+"""Figures show the numbers and texts they are given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from dalle3lib.images import Record
+from dalle3lib.plots import caption_grid, lines, shares, word_histogram
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def texts(figure):
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def test_caption_grid_shows_each_picture_with_the_captions_it_has():
+    image = np.zeros((4, 4, 3), dtype=np.uint8)
+    records = [
+        Record("a", image, "alt costs $5 or $6", "short one.", "descriptive " * 5),
+        Record("b", image + 9, "alt only"),
+        Record("c", image, "x" * 500),
+    ]
+    figure = caption_grid(records)
+    shown = texts(figure)
+    assert [t for t in shown if t.isdigit()] == ["1", "2", "3"]
+    assert shown.count("alt-text") == 3 and shown.count("short") == shown.count("descriptive") == 1
+    assert "alt costs $5 or $6" in shown and "alt only" in shown
+    assert sum(len(axis.images) for axis in figure.axes) == 3
+    figure.canvas.draw()  # a dollar sign is not taken for a formula
+
+
+def test_word_histogram_adds_up_to_100_percent():
+    figure = word_histogram({"short": ["a b", "a b", "a b c", "a"], "alt-text": ["a " * 80]}, 10)
+    heights = [
+        patch.get_path().vertices[:, 1].max() for axis in figure.axes for patch in axis.patches
+    ]
+    assert heights == [pytest.approx(50), pytest.approx(100)]  # two of four; all in the last bar
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["short", "alt-text"]
+
+
+def test_shares_labels_its_bars_in_percent():
+    table = pd.DataFrame({"alt-text": [0.25, 0], "short": [1, 0.5]}, index=["shape", "size"])
+    assert texts(shares(table, "stated (%)")) == ["25", "0", "100", "50"]
+
+
+def test_lines_draws_percent_over_the_index():
+    axis = lines(pd.DataFrame({"a": [0, 0.5]}, index=[0.0, 0.75]), "noise", "share (%)").axes[0]
+    assert axis.lines[0].get_xydata().tolist() == [[0, 0], [0.75, 50]]
+    assert axis.get_ylim()[0] == 0

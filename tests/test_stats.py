@@ -1,0 +1,189 @@
+"""The statistics: hand-computed cases, properties, and coverage in a small simulation."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import permutation_test
+
+from dalle3lib import UserError, stats
+
+finite = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
+differences = st.lists(finite, min_size=1, max_size=8)
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+# --- sign flips ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("d", "p"),
+    [
+        ([1], 1 / 2),
+        ([1, 2, 3], 1 / 8),  # only the observed signs reach 6
+        ([3, 2, -1], 2 / 8),  # sums are ±6 ±4 ±2 0 0: 6 and 4 reach 4
+        ([1, 1, -1], 4 / 8),  # sum 1 is reached by one +++ and three ++-
+        ([-1, -2, -3], 1),
+        ([0, 0], 1),
+        ([0.1, 0.2, 0.3, -0.3], 6 / 16),  # ties that floating point would miss
+    ],
+)
+def test_sign_flip_by_hand(d, p):
+    assert stats.sign_flip_p(d) == p
+
+
+def test_ten_seeds_that_all_agree_give_two_to_the_minus_ten():
+    assert stats.sign_flip_p(rng().random(10) + 0.1) == 2**-10
+
+
+@settings(deadline=None)
+@given(differences)
+def test_sign_flip_equals_the_definition(d):
+    total = sum(d)
+    sums = [
+        sum(s * x for s, x in zip(signs, d, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(d))
+    ]
+    tolerance = 1e-9 * sum(map(abs, d))
+    assert stats.sign_flip_p(d) == np.mean([s >= total - tolerance for s in sums])
+
+
+@settings(deadline=None)
+@given(differences)
+def test_sign_flip_is_a_p_value_of_signs_only(d):
+    p, opposite = stats.sign_flip_p(d), stats.sign_flip_p([-x for x in d])
+    assert 2.0 ** -len(d) <= p <= 1
+    assert p + opposite >= 1  # both count the observed sum
+    assert stats.sign_flip_p(d[::-1]) == p
+    assert stats.sign_flip_p([8 * x for x in d]) == p
+
+
+def test_sign_flip_agrees_with_scipy():
+    d = rng(3).normal(0.3, 1, 9)
+    reference = permutation_test(
+        (d,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert stats.sign_flip_p(d) == pytest.approx(reference.pvalue)
+
+
+def test_sign_flip_keeps_its_level_under_no_effect():
+    p = np.array([stats.sign_flip_p(d) for d in rng(5).normal(0, 1, (2000, 8))])
+    assert abs(np.mean(p <= 0.05) - 12 / 256) < 0.015  # 12/256 is the largest level below .05
+
+
+@pytest.mark.parametrize("d", [[], [1, np.nan], [[1, 2]], [1.0] * 25])
+def test_sign_flip_refuses_what_it_cannot_test(d):
+    with pytest.raises(UserError):
+        stats.sign_flip_p(d)
+
+
+# --- Holm ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.02], [0.02]),
+        ([0.5, 0.9], [1, 1]),
+        ([0.01, 0.01, 0.01], [0.03, 0.03, 0.03]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(raw, adjusted):
+    assert stats.holm(raw) == pytest.approx(adjusted)
+
+
+@settings(deadline=None)
+@given(p_values)
+def test_holm_is_between_the_raw_value_and_bonferroni(raw):
+    adjusted = stats.holm(raw)
+    bonferroni = np.minimum(np.array(raw) * len(raw), 1)
+    assert np.all(adjusted >= raw) and np.all(adjusted <= bonferroni + 1e-12)
+
+
+@settings(deadline=None)
+@given(p_values, st.randoms())
+def test_holm_keeps_order_and_ignores_position(raw, random):
+    adjusted = stats.holm(raw)
+    assert np.all(np.diff(adjusted[np.argsort(raw)]) >= 0)
+    places = random.sample(range(len(raw)), len(raw))
+    assert stats.holm([raw[i] for i in places]) == pytest.approx(adjusted[places])
+
+
+def test_holm_refuses_what_is_no_probability():
+    with pytest.raises(UserError):
+        stats.holm([0.1, 1.2])
+
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+def test_interval_of_two_values_reaches_from_one_to_the_other():
+    # resampled means are 0, 1/2 and 1 with probability 1/4, 1/2, 1/4: the 95 % reach is all of it
+    assert stats.mean_interval([0, 1], rng()) == (0, 1)
+
+
+def test_paired_interval_is_that_of_the_differences():
+    easy = rng(1).normal(0, 50, 200)  # what both arms share must cancel
+    low, high = stats.paired_bootstrap(easy + 2 + rng(2).normal(0, 1, 200), easy, rng())
+    assert low < 2 < high and high - low < 0.5
+
+
+def test_interval_is_close_to_the_normal_one():
+    values = rng(4).normal(10, 2, 400)
+    low, high = stats.mean_interval(values, rng())
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
+
+
+@pytest.mark.parametrize("interval", [stats.mean_interval, stats.seed_interval])
+def test_equal_values_leave_no_doubt(interval):
+    assert interval([0.3] * 10, rng()) == (0.3, 0.3)
+
+
+def test_seed_interval_leans_with_the_skew():
+    skewed = [0, 0, 0, 0, 0, 0, 0, 0, 1, 5]
+    bca, percentile = stats.seed_interval(skewed, rng()), stats.mean_interval(skewed, rng())
+    assert bca[1] > percentile[1]
+
+
+@given(st.lists(finite, min_size=2, max_size=12), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_intervals_stay_within_the_values_and_repeat(values, seed):
+    for interval in (stats.mean_interval, stats.seed_interval):
+        low, high = interval(values, rng(seed))
+        assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+        assert interval(values, rng(seed)) == (low, high)
+
+
+def test_a_wider_level_gives_a_wider_interval():
+    values = rng(6).normal(0, 1, 30)
+    narrow, wide = (stats.seed_interval(values, rng(), level) for level in (0.8, 0.99))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(("interval", "n"), [(stats.mean_interval, 60), (stats.seed_interval, 20)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch, interval, n):
+    monkeypatch.setattr(stats, "RESAMPLES", 499)
+    draws = rng(7).normal(1, 1, (300, n))
+    covered = [low <= 1 <= high for low, high in (interval(d, rng(8)) for d in draws)]
+    assert 0.88 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize("values", [[1.0], [1, np.inf], [[1, 2], [3, 4]]])
+def test_intervals_refuse_what_they_cannot_resample(values):
+    for interval in (stats.mean_interval, stats.seed_interval):
+        with pytest.raises(UserError):
+            interval(values, rng())
+
+
+def test_pairs_must_match():
+    with pytest.raises(UserError, match="3 and 2"):
+        stats.paired_bootstrap([1, 2, 3], [1, 2], rng())
