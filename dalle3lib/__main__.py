@@ -6,6 +6,7 @@
 
 import argparse
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def run_notebook(notebook: str, given: dict[str, Any], out: Path | None = None) 
     failed = out.with_suffix(".failed.ipynb")
     unfinished = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
     print(f"{name}: started", flush=True)
+    if runs.busy(run):
+        print(f"{name}: waiting for another process that works on {run}", flush=True)
     began = time.time()
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +131,7 @@ def _execute(notebook: str, given: dict[str, Any], out: Path, began: float) -> N
             out,
             given,
             kernel_name="python3",
+            language="python",
             progress_bar=False,
             cwd=paths.ROOT,
             start_timeout=300,  # seconds; two jobs may start while the machine is busy
@@ -158,8 +162,6 @@ def graph_command(options: argparse.Namespace) -> int:
     began = time.time()
     with guard(root):
         root.mkdir(parents=True, exist_ok=True)
-        for failed in (root / "notebooks").glob("*.failed.ipynb"):
-            failed.unlink()
     # The lock is not inherited by children and goes with this process, however it ends; jobs of a
     # killed call that still run are waited for one by one, by the lock of each run directory.
     with open(root / ".lock", "a") as lock:
@@ -168,6 +170,8 @@ def graph_command(options: argparse.Namespace) -> int:
         except BlockingIOError:
             print(f"Another `make book` is working in {root}; waiting for it.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        for failed in (root / "notebooks").glob("*.failed.ipynb"):
+            failed.unlink()  # what failed before runs again now
         code = _snakemake(root, options.preset, options.data)
     times_command(options)
     print(f"This call took {time.time() - began:.0f} s.")
@@ -182,7 +186,7 @@ def _snakemake(root: Path, preset: str, data: str) -> int:
     """Run the graph in ``workflow/Snakefile`` and return Snakemake's exit code."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
     command += ["--profile", "workflow/profiles/local", "--directory", str(root)]
-    command += ["--config", f"preset={preset}", f"data={data}"]
+    command += ["--config", f"preset={preset}", f"data={json.dumps(data)}"]  # read as YAML
     python_path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path} | ONE_THREAD
     return subprocess.run(command, cwd=paths.ROOT, env=os.environ | environment).returncode

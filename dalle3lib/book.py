@@ -23,7 +23,7 @@ SOURCE = ROOT / "book"
 CHAPTER = re.compile(r"(\d\d)([a-z]?)_\w+")  # the number orders; a letter nests under its number
 FIRST_RESULT = "99"  # the ledger opens the last part of the book
 PROGRESS = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d+:\d+")  # a line drawn by tqdm
-FIGURE = re.compile(r"# Figure: (.+(?:\n# .+)*)\n?")
+FIGURE = re.compile(r"^# Figure: (.+(?:\n# .+)*)\n?", re.MULTILINE)
 ADDRESSES = ("src", "srcset", "href", "xlink:href", "data", "poster")
 
 
@@ -167,8 +167,8 @@ def _write_chapter(chapter: Chapter, folder: Path) -> None:
 def tidy(notebook: nbformat.NotebookNode, note: str) -> nbformat.NotebookNode:
     """Return a copy for reading: a note under the title, captions on figures, no progress bars.
 
-    A code cell that begins with a comment ``# Figure: …`` gives its picture that caption and the
-    same text for those who cannot see it; the comment itself is left out.
+    A comment ``# Figure: …`` in a code cell gives its picture that caption and the same text for
+    those who cannot see it; the comment itself is left out.
     """
     notebook = nbformat.from_dict(notebook)
     notebook.metadata.pop("widgets", None)
@@ -191,10 +191,10 @@ def _is_progress(output: nbformat.NotebookNode) -> bool:
 
 
 def _caption(code: nbformat.NotebookNode) -> None:
-    """Move a cell's leading figure comment into the picture's caption and alternative text."""
-    found = FIGURE.match(code.source)
+    """Move a cell's figure comment into the picture's caption and alternative text."""
+    found = FIGURE.search(code.source)
     text = found[1].replace("\n# ", " ") if found else ""
-    code.source = code.source[found.end() :] if found else code.source
+    code.source = FIGURE.sub("", code.source, count=1)
     rendering = {"image": {"alt": text or "Figure made by the code above."}}
     if text:
         rendering["figure"] = {"caption": text}

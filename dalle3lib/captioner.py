@@ -154,7 +154,7 @@ def load(name: Path | str, pretrained: str | None = None) -> tuple[open_clip.CoC
     return _annotate(model.eval(), open_clip.get_model_config(name), tokenizer), tokenizer
 
 
-def encode(tokenizer, captions: list[str], length: int = 76) -> LongTensor:
+def encode(tokenizer, captions: list[str], length: int) -> LongTensor:
     """Token ids of captions, int64 [N, length]: start, text, end, pads; a long text is cut.
 
     ``tokenizer`` is what ``load`` returned or a transformers tokenizer that adds start and end.

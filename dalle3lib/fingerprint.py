@@ -86,7 +86,8 @@ def code_fingerprint(notebook: str) -> str:
 def inputs_fingerprint(data: str, uses: Sequence[dict] = ()) -> str:
     """Return a digest of what a run reads: foundations, captions, a data folder, other runs.
 
-    ``data`` is ``"world"`` or a folder, ``uses`` are the ``files`` tables of the manifests of runs it reads.
+    ``data`` is ``"world"`` or a folder; ``uses`` are the ``files`` tables of the manifests of the
+    runs it reads.
     """
     manifests = sorted(paths.foundation_dir().glob("*/manifest.json"))
     captions = paths.ROOT / "data" / "captions" / "manifest.json"

@@ -8,7 +8,7 @@ import glob
 import hashlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dalle3lib import UserError
+from dalle3lib import UserError, coco
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ def overlap(some: Sequence[Record], others: Sequence[Record]) -> dict[str, int]:
         return found
 
     first, second = contents(some), contents(others)
-    return {kind: len(first[kind] & second[kind]) for kind in first.keys() & second.keys()}
+    return {kind: len(first[kind] & second[kind]) for kind in first if kind in second}
 
 
 class Folder(Sequence[Record]):
@@ -216,8 +216,6 @@ def to_uint8(tensor: "torch.Tensor") -> np.ndarray:
 
 # --- from a folder to captions and images --------------------------------------------------------
 
-Problems = dict[str, list[str]]  # what is wrong -> where
-
 
 def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Every visible file: (path relative to the folder, bytes, time of change), links followed."""
@@ -239,10 +237,10 @@ def _read_folder(
             f"{len(paths):,} images of {size} px need more than {MAX_BYTES >> 30} GB of memory: "
             "choose a smaller size or fewer images."
         )
-    problems: Problems = defaultdict(list)
-    file, content = _captions_file(folder, files)
-    captions = _first_captions(content, problems)
-    located = _locate(captions, paths, problems)
+    problems: coco.Problems = defaultdict(list)
+    file, content = coco.captions_file(folder, [name for name, _, _ in files])
+    captions = coco.first_captions(content, problems)
+    located = coco.locate(captions, paths, problems)
     images = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes on all cores
         decoding = {key: pool.submit(decode, folder / located[key], size) for key in located}
@@ -252,119 +250,5 @@ def _read_folder(
             except ValueError as error:
                 problems["unreadable image"].append(f"{located[key]}: {error}")
     if problems:
-        raise UserError(_report(folder, file, problems))
+        raise UserError(coco.report(folder, file, problems))
     return captions, images
-
-
-def _captions_file(folder: Path, files: tuple) -> tuple[str, dict]:
-    """Name and content of the one JSON with "images" and captions; UserError if not exactly one."""
-    found, rejected = {}, []
-    for name, _, _ in files:
-        if not (name.endswith(".json") and os.path.dirname(name) in ("", "annotations")):
-            continue
-        try:
-            content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            rejected.append(f"{name} is not readable JSON: {error}")
-            continue
-        if _has_captions(content):
-            found[name] = content
-        else:
-            rejected.append(f'{name} has no "images" and "annotations" with a "caption"')
-    if not found:
-        raise UserError(
-            f"{folder} has no captions file ({'; '.join(rejected) or 'no *.json in it'}): add one "
-            'COCO-format JSON with "images" and "annotations" to the folder or its annotations/.'
-        )
-    if len(found) > 1:
-        raise UserError(
-            f"{folder} has {len(found)} captions files ({', '.join(found)}): leave exactly one."
-        )
-    return next(iter(found.items()))
-
-
-def _has_captions(content: object) -> bool:
-    if not isinstance(content, dict):
-        return False
-    images, annotations = content.get("images"), content.get("annotations")
-    return (
-        isinstance(images, list)
-        and isinstance(annotations, list)
-        and any(isinstance(a, dict) and "caption" in a for a in annotations)
-    )
-
-
-def _first_captions(content: dict, problems: Problems) -> dict[str, str | None]:
-    """The caption with the lowest annotation id for each file name (None: it has none)."""
-    names: dict[object, str] = {}
-    for entry in content["images"]:
-        try:
-            number, name = int(entry["id"]), str(entry["file_name"])
-        except (KeyError, TypeError, ValueError):
-            problems['entry of "images" without a whole id and a file_name'].append(_short(entry))
-            continue
-        if number in names:
-            problems["image id given twice"].append(f"{number} ({names[number]}, {name})")
-        names[number] = name
-    for name, times in Counter(names.values()).items():
-        if times > 1:
-            problems["file name listed more than once"].append(name)
-
-    first: dict[str, tuple[int, str]] = {}
-    for entry in content["annotations"]:
-        try:
-            number, name = int(entry["id"]), names.get(int(entry["image_id"]))
-            text = " ".join(entry["caption"].split())  # some captions hold line breaks
-        except (KeyError, TypeError, ValueError, AttributeError):
-            problems["annotation without a whole id, an image_id and a text as caption"].append(
-                _short(entry)
-            )
-            continue
-        if name is None:
-            problems["annotation of an image that is not listed"].append(f"annotation {number}")
-        elif not text:
-            problems["empty caption"].append(f"annotation {number} of {name}")
-        elif name not in first or number < first[name][0]:
-            first[name] = (number, text)
-    return {name: first[name][1] if name in first else None for name in names.values()}
-
-
-def _locate(captions: dict, paths: list[str], problems: Problems) -> dict[str, str]:
-    """Where the image of each captioned file name lies; both directions are checked."""
-    by_base = defaultdict(list)
-    for path in paths:
-        by_base[os.path.basename(path)].append(path)
-    located, known = {}, set()
-    for name, caption in captions.items():
-        # "val2014/1.jpg" may lie in x/val2014/1.jpg: the end of the path must agree
-        found = [p for p in by_base[os.path.basename(name)] if f"/{p}".endswith(f"/{name}")]
-        known.update(found)
-        if not found:
-            problems["image file missing"].append(name)
-        elif len(found) > 1:
-            problems["file name found more than once"].append(" and ".join(found))
-        elif caption is None:
-            problems["image without a caption"].append(name)
-        else:
-            located[name] = found[0]
-    if unlisted := [path for path in paths if path not in known]:
-        problems["image without a caption"] += unlisted
-    return located
-
-
-def _report(folder: Path, file: str, problems: Problems) -> str:
-    """One sentence: how many problems, the first three of each kind, and the cure."""
-    total = sum(len(where) for where in problems.values())
-    kinds = "; ".join(
-        f"{kind} × {len(where)} ({', '.join(where[:3])}{', …' if len(where) > 3 else ''})"
-        for kind, where in problems.items()
-    )
-    return (
-        f"{folder} has {total} problem{'s' if total > 1 else ''}: {kinds}. Replace or remove the "
-        f"images, or correct {file}, so that each image has a caption and each caption an image."
-    )
-
-
-def _short(entry: object) -> str:
-    text = repr(entry)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from dalle3lib.fingerprint import code_fingerprint, identity_names, inputs_finge
 
 __all__ = [
     "Run",
+    "busy",
     "code_fingerprint",
     "digest",
     "find",
@@ -170,6 +172,18 @@ def _lock(path: Path) -> None:
     _locks[path] = file
 
 
+def busy(path: Path) -> bool:
+    """Whether another process is working on a run at this moment."""
+    try:
+        with open(path / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def _release(path: Path) -> None:
     """Free the lock of a run directory if this process holds it."""
     if path in _locks:
@@ -222,7 +236,7 @@ def find(cfg: Parameters, notebook: str, *identity_values: Any) -> Path:
     if not (path / "manifest.json").is_file():
         given = {"preset": cfg.preset, "data": cfg.values.get("data", "world")}
         given |= dict(zip(identity_names(notebook), identity_values, strict=True))
-        options = " ".join(f"-p {name} {value}" for name, value in given.items())
+        options = " ".join(f"-p {name} {shlex.quote(str(v))}" for name, v in given.items())
         command = f"python -m dalle3lib run {notebook} {options}"
         raise UserError(f"No complete run in {path}; make it with `{command}`.")
     load(path)

@@ -13,7 +13,7 @@ from dalle3lib.randomness import rng
 
 
 def start_noise(seed: int, rows: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """The noise [B, *shape] from which prompts number ``rows`` start.
+    """The noise [B, ...] of the given shape from which prompts number ``rows`` start.
 
     It depends on seed and prompt only, so all arms start the same prompt from the same noise.
     """

@@ -1,7 +1,8 @@
 """Shared by all tests: places that are not the repository, tiny notebooks, one torch thread."""
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -52,9 +53,7 @@ def write_tiny(directory: Path, stem: str, parameters: str, *cells: str) -> Path
 
 
 @pytest.fixture
-def tiny(
-    tmp_path: Path, runs_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Path]:
+def tiny(tmp_path: Path, runs_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A writer of tiny notebooks, into a directory that takes the place of ``notebooks/``.
 
     Its preset ``smoke`` sets ``data`` only; tests write more into ``presets/smoke.yaml``.
@@ -77,3 +76,63 @@ def flip() -> Callable[[Path, int], None]:
         path.write_bytes(data)
 
     return flip_bit
+
+
+@pytest.fixture(scope="session")
+def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of untrained foundations, all six, in the format of the shipped ones.
+
+    With ``DALLE3_FOUNDATION`` pointing at it everything runs fast, at the quality of chance. Its
+    captioners write words up to the longest caption: they know no special token and no byte.
+    """
+    import torch  # here and below, because most tests need none of the models
+
+    from dalle3lib import captioner, foundation, text, vae
+    from dalle3lib.captions import by_kind
+    from dalle3lib.evals import clip_score
+
+    root = tmp_path_factory.mktemp("foundation")
+    captions = by_kind(foundation.world_records("foundation", 200))
+    texts = [caption for kind in captions.values() for caption in kind]
+    reader, writer = (text.train_tokenizer(texts, 512, start=start) for start in (False, True))
+    config = copy.deepcopy(captioner.WORLD_COCA)
+    config["vision_cfg"] |= {"patch_size": 16, "layers": 1}
+    config["text_cfg"]["layers"] = config["multimodal_cfg"]["layers"] = 1
+    qualities = {
+        "vae": {"psnr_db": 5.0},
+        "t5": {"loss": 6.2},
+        "clip": {f"retrieval_{kind}": 0.01 for kind in captions},
+        **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
+    }
+    started = foundation.clock()
+    for seed, (name, quality) in enumerate(qualities.items()):
+        torch.manual_seed(seed)
+        if name == "vae":
+            vae.build((16, 32)).half().save_pretrained(root / name)
+        elif name == "t5":
+            text.T5EncoderModel(text.build(len(reader)).config).half().save_pretrained(root / name)
+            reader.save_pretrained(root / name)
+        elif name == "clip":
+            captioner.save(clip_score.build(writer, seed), writer, root / name)
+        else:
+            model = captioner.build(writer, seed, config)
+            model.text_decoder.text_projection.data[:, : 3 + text.SENTINELS + 256] = 0
+            captioner.save(model, writer, root / name)
+        foundation.finish(root / name, seed=seed, steps=0, quality=quality, started=started)
+    return root
+
+
+@pytest.fixture
+def foundations(
+    tiny_foundation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """``tiny_foundation`` in the place of ``data/foundation``, and no committed captions."""
+    from dalle3lib import recaption
+
+    monkeypatch.setenv("DALLE3_FOUNDATION", str(tiny_foundation))
+    monkeypatch.setattr(recaption, "captions_dir", lambda: tmp_path / "captions")
+    for cached in (recaption.committed, recaption.load_captioner):
+        cached.cache_clear()
+    yield tiny_foundation
+    for cached in (recaption.committed, recaption.load_captioner):
+        cached.cache_clear()

@@ -62,7 +62,7 @@ def world_notebook() -> nbformat.NotebookNode:
         "The world",
         code("# Parameters\nseed = 3\n", tags=["injected-parameters"]),
         v4.new_markdown_cell(maths + "\nas in {cite:t}`ho2020ddpm`, see {eq}`eq-sum`."),
-        code("# Figure: one pixel,\n# enlarged.\nshow()", figure, progress),
+        code("x = 1\n# Figure: one pixel,\n# enlarged.\nshow(x)", figure, progress),
     )
 
 
@@ -200,7 +200,7 @@ def test_a_figure_comment_becomes_caption_and_alternative_text(built):
     page = (built[0] / "chapters" / "01_world.html").read_text()
     assert 'alt="one pixel, enlarged."' in page
     assert re.search(r"<figcaption>.*one pixel, enlarged\.", page, re.DOTALL)
-    assert "# Figure" not in page
+    assert "# Figure" not in page and "# enlarged" not in page
 
 
 def test_a_failed_chapter_shows_only_the_last_line_of_its_error(built):

@@ -47,7 +47,7 @@ def test_the_lock_serves_the_cpu_wheel_too():
 def test_the_conda_environment_uses_the_same_lock_and_python():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert "conda-forge" in environment["channels"]
-    assert {"python=3.11", "pip"} < {d for d in environment["dependencies"] if isinstance(d, str)}
+    assert {"python=3.11", "pip"} <= {d for d in environment["dependencies"] if isinstance(d, str)}
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     assert pip == ["-r requirements.lock", "-e ."]
     assert "3.11" in Requirement(f"python{PROJECT['requires-python']}").specifier

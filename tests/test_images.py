@@ -404,6 +404,10 @@ def test_an_image_id_given_twice(photos):
     ("edit", "expected"),
     [
         (lambda c: c["images"].append({"id": 1}), 'entry of "images" without a whole id'),
+        (
+            lambda c: c["images"].append({"id": float("inf"), "file_name": "b.png"}),
+            'entry of "images" without a whole id',
+        ),
         (lambda c: c["images"].append("a.png"), 'entry of "images" without a whole id'),
         (lambda c: c["annotations"].append({"id": 1, "image_id": 1}), "annotation without a whole"),
         (

@@ -4,6 +4,7 @@ import json
 import os
 
 import nbformat
+import papermill
 import pytest
 
 from dalle3lib import paths, runs
@@ -101,6 +102,15 @@ def test_a_failed_notebook_is_kept_apart(arm, capfd, statement, message):
     assert os.listdir(out.parent) == ["04a_train_arm--dsc.failed.ipynb"]
     assert not (root / "04a_train_arm" / "dsc" / "manifest.json").exists()
     assert (root / "04a_train_arm" / "dsc" / "run.json").exists()
+
+
+def test_bare_papermill_is_told_of_an_unknown_name_too(arm, tmp_path):
+    arm()
+    source = paths.notebooks_dir() / "04a_train_arm.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'steps'"):
+        papermill.execute_notebook(
+            source, tmp_path / "out.ipynb", {"stepz": 3}, progress_bar=False, cwd=paths.ROOT
+        )
 
 
 def test_success_clears_an_older_failure(arm, tmp_path):

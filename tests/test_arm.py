@@ -1,0 +1,208 @@
+"""One arm: its name, its snapshots, training, the two sets of prompts, scores and their summary."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from dalle3lib import UserError, arm
+from dalle3lib.config import Parameters
+from dalle3lib.images import Record
+from dalle3lib.latents import Cache
+from dalle3lib.world import World
+
+torch.set_num_threads(1)
+VALUES = {
+    "data": "world", "noise": 0.5, "prompts": 3, "kind": "dsc", "ratio": 95, "seed": 0,
+    "channels": [16, 32, 32], "batch": 4, "steps": 6, "lr": 1e-3, "dropout": 0.1,
+    "checkpoint_every": 3, "evaluations": 2, "sampling_steps": 2, "guidance": 3.0,
+}  # fmt: skip
+
+
+def parameters(**changes) -> Parameters:
+    return Parameters("04a_train_arm", "smoke", VALUES | changes)
+
+
+def tiny_cache(count: int = 8, width: int = 128) -> Cache:
+    generator = torch.Generator().manual_seed(0)
+
+    def states() -> list[torch.Tensor]:
+        return [torch.randn(3 + i % 4, width, generator=generator).half() for i in range(count)]
+
+    latents = torch.randn(count, 4, 8, 8, generator=generator)
+    return Cache(latents, {kind: states() for kind in ("original", "ssc", "dsc")})
+
+
+def weights(directory, **changes) -> torch.Tensor:
+    """All final weights of a small arm in one vector."""
+    model, _ = arm.train_arm(parameters(**changes), tiny_cache(), directory)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# ---- names and steps -----------------------------------------------------------------------------
+
+
+def test_label():
+    assert arm.label("dsc-95-0") == "DSC 95 %"
+    assert arm.label("ssc-80-12") == "SSC 80 %"
+    assert arm.label("original-0-3") == "original only"
+
+
+def test_snapshot_steps_by_hand():
+    assert arm.snapshot_steps(40, 2) == [20, 40]
+    assert arm.snapshot_steps(10, 4) == [2, 5, 8, 10]
+    assert arm.snapshot_steps(1, 5) == [1]
+
+
+@given(st.integers(1, 10**6), st.integers(1, 50))
+def test_snapshot_steps(steps, count):
+    found = arm.snapshot_steps(steps, count)
+    assert found == sorted(set(found)) and 1 <= len(found) <= count
+    assert found[0] >= 1 and found[-1] == steps
+    if steps >= 2 * count:
+        gaps = np.diff([0, *found])
+        assert len(found) == count and max(gaps) - min(gaps) <= 2  # equally spaced
+
+
+@pytest.mark.parametrize(
+    "changes", [{"kind": "dcs"}, {"kind": "alt"}, {"ratio": -1}, {"ratio": 101}]
+)
+def test_unknown_arms(tmp_path, changes):
+    with pytest.raises(UserError, match="There is no arm.*original, ssc or dsc.*0 to 100"):
+        arm.train_arm(parameters(**changes), tiny_cache(), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def test_training_leaves_snapshots_and_the_average(tmp_path):
+    model, log = arm.train_arm(parameters(), tiny_cache(), tmp_path)
+    assert list(log) == ["loss"] and len(log["loss"]) == 6 and np.isfinite(log["loss"]).all()
+    assert sorted(p.name for p in tmp_path.glob("ema-*")) == [
+        "ema-000003.safetensors", "ema-000006.safetensors",
+    ]  # fmt: skip
+    last = load_file(tmp_path / "ema-000006.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.half(), last[name]), name
+
+
+def test_the_seed_decides_alone(tmp_path):
+    torch.manual_seed(1)
+    one = weights(tmp_path / "a")
+    torch.manual_seed(2)
+    assert torch.equal(weights(tmp_path / "b"), one)
+    assert not torch.equal(weights(tmp_path / "c", seed=1), one)
+
+
+def test_arms_differ_in_nothing_but_their_captions(tmp_path):
+    original = weights(tmp_path / "original", kind="original", ratio=0)
+    assert torch.equal(weights(tmp_path / "dsc-0", kind="dsc", ratio=0), original)
+    assert torch.equal(weights(tmp_path / "original-95", kind="original", ratio=95), original)
+    ssc, dsc = (weights(tmp_path / kind, kind=kind, ratio=100) for kind in ("ssc", "dsc"))
+    assert not torch.equal(ssc, original) and not torch.equal(ssc, dsc)
+
+
+def test_a_finished_arm_takes_no_step(tmp_path, monkeypatch):
+    first = weights(tmp_path)
+
+    def never(*_, **__):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(arm.diffusion, "loss", never)
+    assert torch.equal(weights(tmp_path), first)
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+def test_prompts_of_the_world_are_its_own_captions():
+    records = list(World("dev", 3))
+    assert arm.prompts(records) == {
+        "original": [r.alt for r in records],
+        "descriptive": [r.descriptive for r in records],
+    }
+
+
+@pytest.mark.parametrize("lacking", [[0, 1, 2], [1]])
+def test_prompts_without_descriptive_captions_are_the_captioners(monkeypatch, lacking):
+    records = list(World("dev", 3))
+    for i in lacking:
+        records[i] = replace(records[i], descriptive=None)
+    asked = []
+
+    def write(given: list[Record], kind: str) -> list[str]:
+        asked.append((kind, [r.key for r in given]))
+        return [f"written {i}" for i in range(len(given))]
+
+    monkeypatch.setattr(arm, "synthetic_captions", write)
+    found = arm.prompts(records)
+    assert found["descriptive"] == ["written 0", "written 1", "written 2"]
+    assert asked == [("dsc", [r.key for r in records])]
+    assert found["original"] == [r.alt for r in records]
+
+
+def test_evaluation_records_are_held_out():
+    records = arm.evaluation_records(parameters(prompts=4, noise=0))
+    assert [r.key for r in records] == [f"dev-{i:06d}" for i in range(4)]
+    assert [r.alt for r in records] == [r.alt for r in World("dev", 4, noise=0)]
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def test_every_snapshot_is_scored_with_both_sets_of_prompts(foundations, tmp_path):
+    cfg = parameters()
+    model, _ = arm.train_arm(cfg, tiny_cache(), tmp_path)
+    table, pictures = arm.score_snapshots(cfg, model, tmp_path)
+    assert list(table.columns) == ["prompt", "score", "kind", "step"]
+    assert table.groupby(["step", "kind"]).size().to_dict() == {
+        (step, kind): 3 for step in (3, 6) for kind in ("original", "descriptive")
+    }
+    assert table.score.between(-100, 100).all()
+    records = list(World("dev", 3))
+    descriptive = table[(table.step == 6) & (table.kind == "descriptive")]
+    assert descriptive.prompt.tolist() == [r.descriptive for r in records]
+    assert set(pictures) == {"original", "descriptive"}
+    for images in pictures.values():
+        assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
+    # the pictures are those of the last snapshot: scored again, they give its scores
+    scorer = arm.clip_score.load(foundations / "clip")
+    again = arm.clip_score.clip_scores(
+        *scorer, pictures["descriptive"], descriptive.prompt.tolist()
+    )
+    assert again == pytest.approx(descriptive.score.to_numpy(), abs=1e-4)
+
+
+def test_summary_by_hand():
+    def table(**scores) -> pd.DataFrame:
+        rows = [
+            {"prompt": str(i), "score": score, "kind": kind, "step": step}
+            for kind, steps in scores.items()
+            for step, values in steps.items()
+            for i, score in enumerate(values)
+        ]
+        return pd.DataFrame(rows)
+
+    scores = {
+        "DSC 95 %": table(original={10: [1.0, 3.0]}, descriptive={10: [5.0, 5.0]}),
+        "original only": table(original={10: [0.0, 4.0, 8.0], 20: [2.0, 2.0, 2.0]}),
+    }
+    summary = arm.summarise(scores)
+    assert list(summary.columns) == ["arm", "kind", "step", "mean", "low", "high"]
+    assert summary[["arm", "kind", "step", "mean"]].values.tolist() == [
+        ["DSC 95 %", "original", 10, 2.0],
+        ["DSC 95 %", "descriptive", 10, 5.0],
+        ["original only", "original", 10, 4.0],
+        ["original only", "original", 20, 2.0],
+    ]
+    spread = summary.iloc[0]
+    assert (spread.low, spread.high) == (1, 3)  # of two values: both ends are drawn often
+    assert summary.iloc[1][["low", "high"]].tolist() == [5, 5]  # equal scores leave no doubt
+    assert 0 <= summary.iloc[2].low < 4 < summary.iloc[2].high <= 8
+    pd.testing.assert_frame_equal(arm.summarise(scores), summary)  # no hidden randomness

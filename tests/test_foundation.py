@@ -1,0 +1,247 @@
+"""Foundations: manifests and damage, and each one trained for three steps on forty scenes."""
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dalle3lib import UserError, captioner, foundation, paths, text, vae
+from dalle3lib.evals import clip_score
+
+torch.set_num_threads(1)
+QUALITY = {
+    "vae": {"psnr_db"},
+    "clip": {"retrieval_alt-text", "retrieval_short", "retrieval_descriptive"},
+    "t5": {"loss"},
+    "coca-base": {"nats_per_token"},
+    "coca-dsc": {"nats_per_token"},
+    "coca-ssc": {"nats_per_token"},
+}
+WEIGHTS = {
+    "vae": "diffusion_pytorch_model.safetensors",
+    "t5": "model.safetensors",
+    "clip": "open_clip_model.safetensors",
+    "coca-dsc": "open_clip_model.safetensors",
+}
+
+
+@contextmanager
+def small_recipes():
+    """Recipes of three steps, worlds of forty scenes, qualities of a hundred."""
+    records, tiny = foundation.world_records, {"steps": 3, "batch": 8}
+    recipes = {name: recipe | tiny for name, recipe in foundation.RECIPES.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foundation, "RECIPES", recipes)
+        patch.setattr(foundation, "SCENES", 40)
+        patch.setattr(foundation, "HUMAN_SCENES", 40)
+        patch.setattr(foundation, "world_records", lambda s, count: records(s, min(count, 100)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """All six trained by ``train_one``, as the notebook does: their directory."""
+    directory = tmp_path_factory.mktemp("trained")
+    with small_recipes():
+        for name in foundation.RECIPES:
+            foundation.train_one(name, directory)
+    return directory
+
+
+@pytest.fixture
+def shipped(trained, monkeypatch):
+    """What was trained, in the place of ``data/foundation``."""
+    monkeypatch.setenv("DALLE3_FOUNDATION", str(trained))
+    return trained
+
+
+def checkpoint(directory, name: str, part: str) -> dict[str, torch.Tensor]:
+    """The last checkpoint of a training: its weights (part "model") or their average ("ema")."""
+    checkpoints = directory / "checkpoints" / name / "checkpoints"
+    return load_file(checkpoints / "step-000003" / f"{part}.safetensors")
+
+
+# ---- manifests -----------------------------------------------------------------------------------
+
+
+def test_a_manifest_is_written_and_accepted(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
+    directory = tmp_path / "thing"
+    directory.mkdir()
+    (directory / "weights").write_bytes(b"abc")
+    (directory / "config.json").write_text("{}")
+    started = foundation.clock()
+    foundation.finish(directory, seed=3, steps=7, quality={"psnr_db": 30.5}, started=started)
+    assert paths.foundation("thing") == directory
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert (manifest["name"], manifest["seed"], manifest["steps"]) == ("thing", 3, 7)
+    assert manifest["quality"] == {"psnr_db": 30.5} and manifest["threads"] >= 1
+    assert 0 <= manifest["wall_seconds"] < 60 and 0 <= manifest["cpu_seconds"] < 60
+    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc"
+    assert manifest["files"]["weights"] == {"sha256": sha256, "size": 3}
+    assert set(manifest["files"]) == {"weights", "config.json"}
+    # a second manifest does not list the first
+    foundation.finish(directory, seed=3, steps=8, quality={}, started=started)
+    assert paths.foundation("thing") == directory
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("bit", [7, 1_234_567])
+def test_one_flipped_bit(tiny_foundation, tmp_path, monkeypatch, flip, name, bit):
+    shutil.copytree(tiny_foundation / name, tmp_path / name)
+    monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
+    assert paths.foundation(name) == tmp_path / name
+    flip(tmp_path / name / WEIGHTS[name], bit)
+    with pytest.raises(UserError, match=f"{WEIGHTS[name]} is damaged.*git checkout"):
+        paths.foundation(name)
+
+
+def test_every_shipped_file_is_guarded(tiny_foundation):
+    for name in foundation.RECIPES:
+        manifest = json.loads((tiny_foundation / name / "manifest.json").read_text())
+        present = {p.name for p in (tiny_foundation / name).iterdir()}
+        assert set(manifest["files"]) == present - {"manifest.json"}
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def test_recipes_are_complete_and_in_order():
+    assert set(foundation.RECIPES) == set(QUALITY)
+    assert sorted(sum(foundation.HALVES, ())) == sorted(foundation.RECIPES)
+    for half in foundation.HALVES:  # fine-tunes come after their base, in the same process
+        tuned = [i for i, name in enumerate(half) if name in ("coca-dsc", "coca-ssc")]
+        assert not tuned or half.index("coca-base") < min(tuned)
+    assert foundation.RECIPES["clip"]["seed"] != foundation.RECIPES["coca-base"]["seed"]
+
+
+def test_each_foundation_is_trained_measured_and_whole(shipped):
+    manifests = foundation.manifests()
+    assert list(manifests) == list(foundation.RECIPES)
+    for name, manifest in manifests.items():
+        assert manifest["name"] == name and manifest["steps"] == 3
+        assert manifest["seed"] == foundation.RECIPES[name]["seed"]
+        assert set(manifest["quality"]) == QUALITY[name]
+        assert all(np.isfinite(list(manifest["quality"].values())))
+        assert manifest["cpu_seconds"] > 0
+
+
+def test_quality_now_is_quality_then(shipped):
+    with small_recipes():
+        report = foundation.quality_report(100)
+        manifests = foundation.manifests()
+    assert set(report) == set(QUALITY) - {"t5"}  # whose training loss is no quality of a file
+    for name, values in report.items():
+        assert values == pytest.approx(manifests[name]["quality"], abs=0.011)
+
+
+def test_quality_of_fewer_scenes_than_a_pool(shipped):
+    with small_recipes():
+        model, tokenizer = clip_score.load(paths.foundation("clip"))
+        quality = foundation.clip_quality(model, tokenizer, count=20)
+    assert all(0 <= share <= 1 for share in quality.values())
+
+
+def test_files_hold_what_was_trained(shipped):
+    average = checkpoint(shipped, "vae", "ema")
+    for name, value in vae.load(paths.foundation("vae")).state_dict().items():
+        assert torch.equal(value, average[name].half().float()), name
+    weights = checkpoint(shipped, "t5", "model")
+    encoder, _ = text.load(paths.foundation("t5"))
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, weights[name].half().float()), name
+    weights = checkpoint(shipped, "clip", "model")
+    scorer, _ = clip_score.load(paths.foundation("clip"))
+    for name, value in scorer.state_dict().items():
+        assert torch.equal(value, weights[name].half().float()), name
+
+
+def test_only_the_encoder_of_t5_is_shipped(shipped):
+    names = load_file(shipped / "t5" / WEIGHTS["t5"])
+    assert names and not [name for name in names if name.startswith(("decoder", "lm_head"))]
+
+
+def test_weights_are_half_precision_and_small(shipped):
+    for name in foundation.RECIPES:
+        file = shipped / name / WEIGHTS.get(name, "open_clip_model.safetensors")
+        assert {v.dtype for v in load_file(file).values() if v.is_floating_point()} == {torch.half}
+        assert sum(p.stat().st_size for p in (shipped / name).iterdir()) < 15e6  # bytes
+
+
+def test_latents_have_unit_deviation(shipped):
+    model = vae.load(paths.foundation("vae"))
+    images = foundation.to_tensor(foundation.stack(foundation.world_records("foundation", 40)))
+    scaled = model.encode(images).latent_dist.mean * model.config.scaling_factor
+    assert scaled.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_fine_tunes_start_from_the_base_and_part(shipped):
+    weights = {
+        name: load_file(shipped / name / "open_clip_model.safetensors")
+        for name in ("coca-base", "coca-ssc", "coca-dsc")
+    }
+    base = weights.pop("coca-base")
+    for tuned in weights.values():  # three steps of warm-up move little
+        gap = max((tuned[k].float() - base[k].float()).abs().max().item() for k in base)
+        assert 0 < gap < 0.01
+    ssc, dsc = weights.values()
+    assert any(not torch.equal(ssc[name], dsc[name]) for name in base)
+
+
+def test_captioners_share_a_tokenizer_that_knows_every_kind_of_caption(shipped):
+    tokens = {}
+    for name in ("coca-base", "coca-ssc", "coca-dsc", "clip"):
+        load = clip_score.load if name == "clip" else captioner.load
+        _, tokenizer = load(shipped / name)
+        tokens[name] = tokenizer(["a red circle on snow."]).tolist()
+    assert tokens["coca-base"] == tokens["coca-ssc"] == tokens["coca-dsc"] == tokens["clip"]
+
+
+def test_a_finished_foundation_is_not_trained_again(shipped, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(foundation, "world_records", never)
+    for name in foundation.RECIPES:
+        manifest = foundation.train_one(name, shipped)
+        assert manifest["name"] == name
+
+
+def test_an_interrupted_training_goes_on_where_it_was(trained, tmp_path, monkeypatch):
+    """Killed after the last step and before the files were written: no step is taken again."""
+    shutil.copytree(trained / "checkpoints" / "vae", tmp_path / "checkpoints" / "vae")
+
+    def never(*_, **__):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setattr(vae, "loss", never)
+    with small_recipes():
+        manifest = foundation.train_one("vae", tmp_path)
+    before = json.loads((trained / "vae" / "manifest.json").read_text())
+    assert manifest["files"] == before["files"] and manifest["quality"] == before["quality"]
+
+
+def test_training_again_gives_the_same_bytes(trained, tmp_path):
+    with small_recipes():
+        for name in ("t5", "clip"):
+            manifest = foundation.train_one(name, tmp_path)
+            before = json.loads((trained / name / "manifest.json").read_text())
+            assert manifest["files"] == before["files"]
+
+
+def test_a_live_fine_tune_leaves_the_base_alone(shipped, tmp_path):
+    before = (shipped / "coca-base" / "open_clip_model.safetensors").read_bytes()
+    records = foundation.world_records("foundation", 16)
+    model, tokenizer, log = foundation.fine_tune_captioner(
+        "ssc", records, shipped / "coca-base", tmp_path, seed=0, steps=2, batch=4, lr=1e-3
+    )
+    assert not model.training and set(log) == {"loss", "contrastive", "captioning"}
+    assert len(log["loss"]) == 2 and log["contrastive"] == [0, 0]
+    assert log["loss"] == log["captioning"]
+    captions = captioner.caption(model, tokenizer, foundation.stack(records[:2]), max_len=6)
+    assert len(captions) == 2
+    assert (shipped / "coca-base" / "open_clip_model.safetensors").read_bytes() == before

@@ -1,0 +1,187 @@
+"""The notebooks: what every one of them must look like, and the whole book through papermill."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from PIL import Image
+
+from dalle3lib import claims, config, paths, runs
+
+STEMS = config.notebook_stems()
+PRESETS = [path.stem for path in paths.presets_dir().glob("*.yaml")]
+
+
+def notebook(stem: str) -> nbformat.NotebookNode:
+    return nbformat.read(config.notebook_path(stem), 4)
+
+
+def code_lines(stem: str) -> list[str]:
+    cells = [cell.source for cell in notebook(stem).cells if cell.cell_type == "code"]
+    lines = [line.strip() for source in cells for line in source.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_notebook_tells_a_story_around_little_code(stem):
+    cells, lines = notebook(stem).cells, code_lines(stem)
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    assert len(lines) <= 150
+    assert words >= 4 * len(lines)
+    assert not any(line.startswith("class ") for line in lines)
+    assert sum(line.startswith("def ") for line in lines) <= 2
+    assert not any(cell.get("outputs") for cell in cells)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_notebook_opens_with_its_question_and_its_parameters(stem):
+    first, second = notebook(stem).cells[:2]
+    for word in ("**Question.**", "| paper |", "| claims tested |", "| cost |"):
+        assert word in first.source
+    assert second.metadata.tags == ["parameters"]
+    assert list(config.notebook_parameters(config.notebook_path(stem)))[:2] == ["preset", "data"]
+    assert "open_run(cfg" in notebook(stem).cells[3].source
+    assert "run.finish(" in notebook(stem).cells[-1].source
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_claims_that_a_notebook_names_are_its_own(stem):
+    named = notebook(stem).cells[0].source.split("claims tested |")[1].split("|")[0]
+    known = {claim.id: claim.chapter for claim in claims.load()}
+    for name in named.split("`")[1::2]:
+        assert known[name] == stem
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_preset_gives_every_parameter(stem, preset):
+    assert None not in config.from_preset(stem, preset=preset).values.values()
+
+
+def dalle3(*words: str, runs_in: Path, **options) -> subprocess.Popen:
+    """Start the command line with its runs in a directory of the test."""
+    environment = os.environ | {"DALLE3_RUNS": str(runs_in), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dalle3lib", *words],
+        cwd=paths.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str]:
+    said = process.communicate()[0]
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> tuple[Path, str]:
+    """The whole book at preset smoke, made once for this module: (directory of runs, output)."""
+    where = tmp_path_factory.mktemp("smoke")
+    code, said = finished(dalle3("graph", "--preset", "smoke", runs_in=where))
+    assert code == 0, said
+    return where, said
+
+
+@pytest.mark.timeout(1500)
+def test_the_whole_book_runs(smoke):
+    where, said = smoke
+    page = paths.ROOT / "book" / "_build" / "smoke" / "html" / "index.html"
+    assert str(page) in said and page.is_file()
+    for stem in STEMS:
+        made = list((where / "smoke" / stem).glob("*/manifest.json"))
+        assert len(made) == (4 if stem == "04a_train_arm" else 1)
+        for manifest in made:
+            assert runs.load(manifest.parent)["wall_seconds"] > 0
+            assert stem in said  # in the table of times
+
+
+@pytest.mark.timeout(1500)
+def test_nothing_changed_means_nothing_done(smoke):
+    where, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in where.rglob("manifest.json")}
+    code, said = finished(dalle3("graph", "--preset", "smoke", runs_in=where))
+    assert code == 0, said
+    assert {path: path.stat().st_mtime_ns for path in where.rglob("manifest.json")} == before
+
+
+@pytest.mark.timeout(1500)
+def test_one_seed_gives_no_verdict(smoke):
+    where, _ = smoke
+    rows = {row["id"]: row for row in claims.ledger(where / "smoke")}
+    assert {row["chapter"] for row in rows.values() if row["run"]} == {
+        "02_captioning",
+        "04_caption_kind",
+    }
+    for row in rows.values():
+        wanted = "no verdict (1 seed" if row["run"] else "not tested (needs"
+        assert row["verdict"].startswith(wanted)
+
+
+@pytest.mark.timeout(1500)
+def test_an_arm_killed_in_its_notebook_ends_with_the_same_weights(smoke, tmp_path):
+    arm = ["run", "04a_train_arm", "-p", "kind", "dsc", "-p", "ratio", "95", "-p", "seed", "0"]
+    trained = tmp_path / "smoke" / "04a_train_arm" / "dsc-95-0"
+    moment = random.Random(0)
+    for _ in range(2):
+        process = dalle3(*arm, runs_in=tmp_path, start_new_session=True)
+        while not list((trained / "checkpoints").glob("step-*")) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(moment.uniform(0, 2))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, said = finished(dalle3(*arm, runs_in=tmp_path))
+    assert code == 0, said
+    reference = smoke[0] / "smoke" / "04a_train_arm" / "dsc-95-0"
+    weights = [path.name for path in reference.glob("ema-*.safetensors")]
+    assert len(weights) == 2
+    for name in weights:
+        assert (trained / name).read_bytes() == (reference / name).read_bytes()
+
+
+@pytest.mark.timeout(1500)
+def test_the_book_of_a_folder_of_photographs(benchmarks, tmp_path):
+    folder = str(benchmarks / "coco-mini")
+    code, said = finished(
+        dalle3("graph", "--preset", "smoke", "--data", folder, runs_in=tmp_path)
+    )
+    assert code == 0, said
+    (root,) = (path for path in tmp_path.iterdir() if path.name.startswith("smoke-coco-mini"))
+    made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}
+    assert {"01_world", "02_captioning", "04a_train_arm", "04_caption_kind"} <= made
+    assert not made & {"00_foundations", "99_ledger"}
+
+
+def write_folder(folder: Path, captions: list[str]) -> None:
+    """A folder of small pictures with one COCO-format caption each."""
+    folder.mkdir()
+    for number in range(len(captions)):
+        Image.new("RGB", (70, 80), (9 * number, 50, 200)).save(folder / f"{number}.png")
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(len(captions))],
+        "annotations": [
+            {"id": n, "image_id": n, "caption": caption} for n, caption in enumerate(captions)
+        ],
+    }
+    (folder / "captions.json").write_text(runs.to_json(content))
+
+
+@pytest.mark.parametrize("problem", ["image", "caption"])
+def test_a_bad_folder_is_one_sentence(tmp_path, problem):
+    folder = tmp_path / "photographs"
+    write_folder(folder, ["a dog", "a cat", " " if problem == "caption" else "a bird", "a cow"])
+    if problem == "image":
+        (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
+    code, said = finished(dalle3("run", "01_world", "-p", "data", str(folder), runs_in=tmp_path))
+    assert code == 1
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert "2.png" in line and "Traceback" not in said

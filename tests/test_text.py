@@ -1,0 +1,267 @@
+"""The text encoder: a tokenizer that reads anything, span corruption, states without neighbours."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, T5EncoderModel
+
+from dalle3lib import UserError, paths, text
+from dalle3lib.captions import by_kind
+from dalle3lib.randomness import rng
+from dalle3lib.world import World
+
+torch.set_num_threads(1)
+CAPTIONS = by_kind(list(World("foundation", 100)))
+TEXTS = [caption for kind in CAPTIONS.values() for caption in kind]
+PLAIN = text.train_tokenizer(TEXTS, 400)
+STARTED = text.train_tokenizer(TEXTS, 400, start=True)
+SENTINELS = range(3, 3 + text.SENTINELS)
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    """A tiny random T5 and its tokenizer, written and loaded as the shipped one is."""
+    directory = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(0)
+    T5EncoderModel(text.build(len(PLAIN)).config).save_pretrained(directory)
+    PLAIN.save_pretrained(directory)
+    return text.load(directory)
+
+
+# ---- the tokenizer -------------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_any_text_can_be_read_and_written_back(caption):
+    for tokenizer in (PLAIN, STARTED):
+        written = tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True)
+        assert written in (caption, f" {caption}")
+
+
+@given(st.text())
+def test_special_tokens_stand_at_the_ends_only(caption):
+    plain, started = PLAIN(caption).input_ids, STARTED(caption).input_ids
+    assert plain[-1] == text.END and started[-1] == text.END and started[0] == text.START
+    body = PLAIN(caption, add_special_tokens=False).input_ids
+    assert plain == [*body, text.END] and started == [text.START, *body, text.END]
+    assert all(token >= 3 + text.SENTINELS for token in body)
+
+
+def test_ids_of_special_tokens():
+    assert PLAIN.convert_tokens_to_ids(["<pad>", "</s>", "<s>"]) == [0, 1, 2]
+    assert (text.PAD, text.END, text.START) == (0, 1, 2)
+    assert (PLAIN.pad_token_id, PLAIN.eos_token_id, PLAIN.bos_token_id) == (0, 1, 2)
+    names = [f"<extra_id_{i}>" for i in range(32)]
+    assert PLAIN.convert_tokens_to_ids(names) == list(SENTINELS)
+
+
+def test_frequent_words_are_single_tokens():
+    assert len(PLAIN) == 400
+    assert len(PLAIN("the background", add_special_tokens=False).input_ids) == 2
+    assert len(PLAIN("Zürich", add_special_tokens=False).input_ids) >= 5  # bytes, mostly
+
+
+def test_the_same_texts_give_the_same_tokenizer():
+    again = text.train_tokenizer(TEXTS, 400)
+    assert again.backend_tokenizer.to_str() == PLAIN.backend_tokenizer.to_str()
+
+
+def test_saved_tokenizers_read_alike(tmp_path):
+    for name, tokenizer in (("plain", PLAIN), ("started", STARTED)):
+        tokenizer.save_pretrained(tmp_path / name)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert loaded(TEXTS).input_ids == tokenizer(TEXTS).input_ids
+        assert (loaded.pad_token_id, loaded.eos_token_id) == (0, 1)
+
+
+# ---- span corruption -----------------------------------------------------------------------------
+
+
+def restore(source: list[int], target: list[int]) -> list[int]:
+    """The text again: each sentinel of the source replaced by what the target lists under it."""
+    spans, tokens = {}, []
+    for token in target[:-1]:
+        if token in SENTINELS:
+            assert token not in spans  # each sentinel once
+            spans[token] = current = []
+        else:
+            current.append(token)
+    for token in source[:-1]:
+        tokens += spans.pop(token) if token in SENTINELS else [token]
+    assert not spans
+    return tokens
+
+
+@given(st.lists(st.integers(35, 400), min_size=1, max_size=200), st.integers(0, 2**32))
+def test_source_and_target_make_the_text_again(tokens, seed):
+    source, target = text.corrupt_spans(tokens, rng(seed, "test"))
+    assert source[-1] == target[-1] == text.END
+    assert restore(source, target) == tokens
+    for side in (source, target):
+        sentinels = [t for t in side if t in SENTINELS]
+        assert sentinels == list(range(3, 3 + len(sentinels)))  # from the first, in order
+    assert len(target) >= 3  # something is hidden
+    assert len(tokens) == 1 or any(t >= 35 for t in source)  # and something is shown
+
+
+@pytest.mark.parametrize("length", [10, 20, 40, 120])
+def test_about_fifteen_per_cent_are_hidden_in_spans_of_three(length):
+    hidden, spans = 0, 0
+    for i in range(400):
+        _, target = text.corrupt_spans([50] * length, rng(i, "test"))
+        hidden += target.count(50)
+        spans += sum(t in SENTINELS for t in target)
+    assert 0.10 < hidden / (400 * length) < 0.20
+    assert 1.5 < hidden / spans < 4.5
+
+
+class Chosen:
+    """A generator whose only choice is known."""
+
+    def __init__(self, *starts: int):
+        self.starts = starts
+
+    def choice(self, length, count, replace):
+        assert count == len(self.starts) and not replace
+        return np.array(self.starts)
+
+
+def test_span_corruption_by_hand():
+    tokens = list(range(100, 120))  # 20 tokens: 3 hidden, in one span
+    source, target = text.corrupt_spans(tokens, Chosen(4))
+    assert source == [100, 101, 102, 103, 3, *range(107, 120), 1]
+    assert target == [3, 104, 105, 106, 1]
+    tokens = list(range(100, 140))  # 40 tokens: 6 hidden, in two spans
+    source, target = text.corrupt_spans(tokens, Chosen(38, 0))  # the second ends with the text
+    assert source == [3, *range(103, 138), 4, 1]
+    assert target == [3, 100, 101, 102, 4, 138, 139, 1]
+    source, target = text.corrupt_spans(tokens, Chosen(10, 12))  # overlapping spans are one
+    assert source == [*range(100, 110), 3, *range(115, 140), 1]
+    assert target == [3, *range(110, 115), 1]
+    assert text.corrupt_spans([50], Chosen(0)) == ([3, 1], [3, 50, 1])
+
+
+class Reader:
+    """A T5 that only notes what it is shown."""
+
+    def __init__(self):
+        self.seen = Counter()
+
+    def __call__(self, source, attention_mask, labels):
+        assert torch.equal(attention_mask, source != text.PAD)
+        assert not (labels == text.PAD).any() and (labels == -100).any()
+        tokens = torch.cat([source[source != text.PAD], labels[labels != -100]])
+        self.seen.update((tokens // 100).tolist())
+        return SimpleNamespace(loss=torch.zeros(()))
+
+
+def test_kinds_of_caption_give_equally_many_tokens():
+    corpora = {"long": [[100] * 40], "short": [[200] * 10], "mixed": [[300] * 5, [300] * 35]}
+    reader = Reader()
+    at = text.step_loss(reader, corpora, seed=0, batch=100)
+    for step in range(40):
+        at(step)
+    total = sum(reader.seen[kind] for kind in (1, 2, 3))
+    for kind in (1, 2, 3):
+        assert reader.seen[kind] / total == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_step_loss_is_a_function_of_the_step():
+    torch.manual_seed(0)
+    model = text.build(len(PLAIN))
+    corpora = {k: PLAIN(c, add_special_tokens=False).input_ids for k, c in CAPTIONS.items()}
+    at = text.step_loss(model, corpora, seed=0, batch=4)
+    values = [at(step)["loss"].item() for step in (3, 4, 3)]
+    assert values[0] == values[2] != values[1]
+    assert text.step_loss(model, corpora, seed=1, batch=4)(3)["loss"].item() != values[0]
+    at(0)["loss"].backward()
+    assert model.shared.weight.grad.any()
+
+
+# ---- states --------------------------------------------------------------------------------------
+
+
+def test_encoder_and_full_model_load_by_the_same_call(tmp_path):
+    torch.manual_seed(0)
+    full = text.build(len(PLAIN)).eval()
+    encoder = T5EncoderModel(full.config).eval()
+    encoder.load_state_dict(full.state_dict(), strict=False)
+    for name, model in (("full", full), ("encoder", encoder.half())):
+        model.save_pretrained(tmp_path / name)
+        PLAIN.save_pretrained(tmp_path / name)
+    states = {}
+    for name in ("full", "encoder"):
+        loaded, tokenizer = text.load(tmp_path / name)
+        assert isinstance(loaded, T5EncoderModel) and loaded.dtype == torch.float32
+        assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+        states[name] = text.encode(loaded, tokenizer, TEXTS[:5])
+    with torch.no_grad():
+        ids = torch.tensor([PLAIN(TEXTS[0]).input_ids])
+        expected = full.encoder(ids).last_hidden_state[0]
+    assert torch.allclose(states["full"][0], expected, atol=1e-5)
+    for a, b in zip(*states.values(), strict=True):
+        assert torch.allclose(a, b, atol=0.02)  # half precision
+
+
+def test_the_foundation_loads(foundations):
+    encoder, tokenizer = text.load(paths.foundation("t5"))
+    (state,) = text.encode(encoder, tokenizer, ["a red circle."])
+    assert state.shape == (len(tokenizer("a red circle.").input_ids), 128)
+
+
+def test_states_do_not_depend_on_neighbours(t5):
+    captions = [*TEXTS[::30], "x", " a" * 90]  # of very different lengths
+    together = text.encode(*t5, captions)
+    assert [len(s) for s in together] == [len(PLAIN(c).input_ids) for c in captions]
+    for batch in (1, 3):
+        for a, b in zip(together, text.encode(*t5, captions, batch=batch), strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+    for caption, state in zip(captions, together, strict=True):
+        (alone,) = text.encode(*t5, [caption])
+        assert torch.allclose(alone, state, atol=1e-5)
+        assert state.dtype == torch.float32
+
+
+def test_states_depend_on_the_words_and_their_order(t5):
+    one, other = text.encode(*t5, ["red circle blue star", "blue circle red star"])
+    assert one.shape == other.shape and not torch.allclose(one, other, atol=1e-3)
+
+
+def test_long_captions_are_cut_and_keep_their_end(t5):
+    encoder, tokenizer = t5
+    seen = []
+    hook = encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    (state,) = text.encode(encoder, tokenizer, ["red circle " * 200])
+    hook.remove()
+    (ids,) = seen[0].tolist()
+    assert len(ids) == len(state) == text.MAX_TOKENS and ids[-1] == text.END
+
+
+def test_longer_captions_than_the_limit_differ_at_their_beginning(t5):
+    one, other = text.encode(*t5, ["red " + "circle " * 200, "blue " + "circle " * 200])
+    assert not torch.allclose(one[-1], other[-1], atol=1e-4)  # the end token has seen it
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n\t"])
+def test_empty_caption(t5, empty):
+    with pytest.raises(UserError, match="Caption number 1 is empty"):
+        text.encode(*t5, ["a red circle.", empty])
+
+
+def test_pad():
+    long, short, dropped = torch.ones(3, 2).half(), torch.full((1, 2), 5.0), torch.zeros(0, 2)
+    states, mask = text.pad([long, short, dropped])
+    assert states.shape == (3, 3, 2) and states.dtype == torch.float32
+    assert mask.tolist() == [[True] * 3, [True, False, False], [True, False, False]]
+    assert states[1].tolist() == [[5, 5], [0, 0], [0, 0]]
+    assert not states[2].any()  # no caption: one state of zeros
+
+
+def test_pad_of_nothing_but_dropped_captions():
+    states, mask = text.pad([torch.zeros(0, 4)] * 2)
+    assert states.shape == (2, 1, 4) and not states.any() and mask.all()
