@@ -17,6 +17,7 @@ import nbformat
 import yaml
 
 from dalle3lib import UserError, claims, pages
+from dalle3lib.files import guard
 from dalle3lib.paths import ROOT
 
 SOURCE = ROOT / "book"
@@ -50,8 +51,9 @@ def build(root: Path, preset: str, data: str, out: Path | None = None) -> Path:
     chapters = find_chapters(root)
     if not chapters:
         raise UserError(f"No executed notebook in {root / 'notebooks'}; run `make book` first.")
-    stage(root, preset, data, chapters, out / "source")
-    index = render(out)
+    with guard(out):
+        stage(root, preset, data, chapters, out / "source")
+        index = render(out)
     loaded = network_assets(index.parent)
     if loaded:
         raise UserError(f"The book would load {loaded[0]} from the network; embed it instead.")

@@ -29,8 +29,8 @@ RECIPES = {
     "clip": {"seed": 1, "steps": 700, "batch": 64, "lr": 1e-3},
     "t5": {"seed": 0, "steps": 600, "batch": 48, "lr": 2e-3},
     "coca-base": {"seed": 0, "steps": 700, "batch": 64, "lr": 1e-3},
-    "coca-dsc": {"seed": 0, "steps": 1100, "batch": 64, "lr": 1e-3},
-    "coca-ssc": {"seed": 0, "steps": 500, "batch": 64, "lr": 1e-3},
+    "coca-dsc": {"seed": 0, "steps": 1900, "batch": 64, "lr": 1e-3},
+    "coca-ssc": {"seed": 0, "steps": 900, "batch": 64, "lr": 1e-3},
 }
 HALVES = (("vae", "clip"), ("t5", "coca-base", "coca-dsc", "coca-ssc"))  # of equal cost
 

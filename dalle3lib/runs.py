@@ -177,10 +177,10 @@ def busy(path: Path) -> bool:
     try:
         with open(path / ".lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # there is no such run yet
+        return False
     return False
 
 

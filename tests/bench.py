@@ -8,20 +8,22 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import captioner, text
+from dalle3lib import captioner, diffusion, text, unet
+from dalle3lib.world import render, scene
 
 LENGTHS = (20, 40, 76)  # tokens per caption
 BATCHES = (16, 128)
 CONTEXT = 76
 
 
-def cpu_seconds(function: Callable[[], object], repeats: int) -> float:
+def cpu_seconds(repeats: int, function: Callable, *arguments, **options) -> float:
     """The least CPU seconds of ``repeats`` calls."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
-        function()
+        function(*arguments, **options)
         times.append(time.process_time() - start)
     return min(times)
 
@@ -44,12 +46,11 @@ def captioning() -> None:
     for batch in BATCHES:
         images = torch.randn(batch, 3, 64, 64)
         with torch.no_grad():
-            encoding = cpu_seconds(lambda: model.visual(images), repeats=5)
+            encoding = cpu_seconds(5, model.visual, images)
         for length in LENGTHS:
-            cached, uncached = (
-                cpu_seconds(lambda: decode(model, images, max_len=length, end_id=-1), repeats)
-                for decode, repeats in ((captioner.generate, 3), (captioner.generate_uncached, 1))
-            )  # with end_id -1 no caption ends early
+            task = {"max_len": length, "end_id": -1}  # no caption ends early
+            cached = cpu_seconds(3, captioner.generate, model, images, **task)
+            uncached = cpu_seconds(1, captioner.generate_uncached, model, images, **task)
             token = 1e6 * (cached - encoding) / (batch * (length - 1))
             print(
                 f"{batch:5} {length:6} {batch / cached:8.1f} {batch / uncached:9.1f} "
@@ -58,9 +59,43 @@ def captioning() -> None:
             )
 
 
+def rendering() -> None:
+    """Scenes drawn from the generator, and pictures rendered, per second."""
+    specs = [scene("train", index) for index in range(2000)]
+    draw = cpu_seconds(3, lambda: [scene("train", index) for index in range(2000)])
+    render_all = cpu_seconds(3, lambda: [render(spec) for spec in specs])
+    print(f"world: {2000 / draw:,.0f} scenes/s drawn, {2000 / render_all:,.0f} pictures/s rendered")
+
+
+def gemm_rate(size: int = 1024) -> float:
+    """FLOP/s of a square fp32 matrix product: what the core can do at best."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    return 2 * size**3 / cpu_seconds(10, torch.matmul, a, b)
+
+
+def training(batch: int = 64) -> None:
+    """Training steps of an arm's U-Net: images per second, and the share of the GEMM rate."""
+    latents = torch.randn(256, 4, 8, 8)
+    states = [torch.randn(5 + i % 30, 128).half() for i in range(256)]
+    best = gemm_rate()
+    print(f"training an arm (batch {batch}, fp32), one core; GEMM {best / 1e9:.0f} GFLOP/s")
+    for name, layout in (("channels last", torch.channels_last), ("default", None)):
+        model = unet.build()
+        model = model.to(memory_format=layout) if layout else model
+        options = {"seed": 0, "batch": batch, "ratio": 95, "dropout": 0.1}
+        loss = diffusion.step_loss(model, latents, states, states, **options)
+        with FlopCounterMode(display=False) as counter:
+            loss(0)["loss"].backward()
+        seconds = cpu_seconds(5, lambda at=loss: at(0)["loss"].backward())
+        share = counter.get_total_flops() / seconds / best
+        print(f"{name:>14}: {batch / seconds:6.1f} images/s, {share:.0%} of the GEMM rate")
+
+
 def main() -> None:
     """Runs every bench and prints its table."""
     torch.set_num_threads(1)
+    rendering()
+    training()
     captioning()
 
 

