@@ -36,6 +36,7 @@ class Chapter:
     title: str
     notebook: nbformat.NotebookNode | None = None
     state: pages.RunState | None = None
+    copies: int = 1
     problems: list[str] = field(default_factory=list)
 
 
@@ -97,7 +98,8 @@ def _chapter(stem: str, files: list[Path], states: list[pages.RunState]) -> Chap
         return Chapter(stem, title(stem, files[0]), problems=[problem])
     latest = max(finished, key=lambda state: str(state.manifest["finished"]))
     path = by_run[latest.run]
-    return Chapter(stem, title(stem, path), nbformat.read(path, as_version=4), latest)
+    notebook = nbformat.read(path, as_version=4)
+    return Chapter(stem, title(stem, path), notebook, latest, copies=len(finished))
 
 
 def title(stem: str, path: Path) -> str:
@@ -162,7 +164,7 @@ def _write_chapter(chapter: Chapter, folder: Path) -> None:
     if chapter.problems:
         _write(folder / f"{chapter.stem}.md", pages.failure(chapter.title, chapter.problems))
     else:
-        notebook = tidy(chapter.notebook, pages.made_by(chapter.state))
+        notebook = tidy(chapter.notebook, pages.made_by(chapter.state, chapter.copies))
         _write(folder / f"{chapter.stem}.ipynb", nbformat.writes(notebook))
 
 

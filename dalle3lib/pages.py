@@ -84,8 +84,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def made_by(state: RunState) -> str:
-    """Return the line under a chapter's title: run, preset, duration, commit, linked to status."""
+def made_by(state: RunState, copies: int) -> str:
+    """Return the line under a chapter's title: run, preset, duration, commit, linked to status.
+
+    ``copies`` is the number of executed copies of the notebook, of which this is the last.
+    """
     made = state.manifest
     parts = [
         f"Made by run [`{state.run}`](../status.md)",
@@ -93,6 +96,8 @@ def made_by(state: RunState) -> str:
         duration(made["wall_seconds"]),
         f"commit `{commit(made)}`",
     ]
+    if copies > 1:
+        parts.insert(1, f"the last of {copies} runs of this notebook")
     return ":::{div} made-by\n" + " · ".join(parts) + "\n:::\n"
 
 
@@ -227,9 +232,8 @@ def ledger_summary(rows: list[dict[str, Any]], published: set[str]) -> str:
     """Return the front page's ledger: how many claims by verdict, then those this book tested."""
     counts = claims.tally(rows)
     by_verdict = ", ".join(f"{n} {verdict_mark(name)}" for name, n in counts.items())
-    text = f"The [ledger](chapters/99_ledger) holds {len(rows)} claims: {by_verdict}.\n\n"
-    if "99_ledger" not in published:
-        text = text.replace("[ledger](chapters/99_ledger)", "ledger")
+    ledger = "[ledger](chapters/99_ledger)" if "99_ledger" in published else "ledger"
+    text = f"The {ledger} holds {len(rows)} claims: {by_verdict}.\n\n"
     if "no verdict" in counts:
         text += (
             "*No verdict* means that there are fewer training seeds than the claim asks for: the "

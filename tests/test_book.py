@@ -212,7 +212,8 @@ def test_a_failed_chapter_shows_only_the_last_line_of_its_error(built):
 
 def test_the_chapter_of_the_arms_shows_the_last_one_under_its_parent(built):
     html, _ = built
-    assert "An arm: dsc-95-0" in text(html, "chapters/04a_train_arm")
+    page = text(html, "chapters/04a_train_arm")
+    assert "An arm: dsc-95-0" in page and "dsc-95-0 · the last of 2 runs of this notebook" in page
     nested = {"file": "chapters/04_caption_kind", "sections": [{"file": "chapters/04a_train_arm"}]}
     contents = book.contents({"04_caption_kind", "04a_train_arm", "99_ledger"})
     assert nested in contents["parts"][1]["chapters"]

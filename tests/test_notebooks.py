@@ -151,9 +151,7 @@ def test_an_arm_killed_in_its_notebook_ends_with_the_same_weights(smoke, tmp_pat
 @pytest.mark.timeout(1500)
 def test_the_book_of_a_folder_of_photographs(benchmarks, tmp_path):
     folder = str(benchmarks / "coco-mini")
-    code, said = finished(
-        dalle3("graph", "--preset", "smoke", "--data", folder, runs_in=tmp_path)
-    )
+    code, said = finished(dalle3("graph", "--preset", "smoke", "--data", folder, runs_in=tmp_path))
     assert code == 0, said
     (root,) = (path for path in tmp_path.iterdir() if path.name.startswith("smoke-coco-mini"))
     made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}

@@ -78,7 +78,9 @@ def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Modu
 def image_features(model: torch.nn.Module, images: np.ndarray, batch: int = 256) -> Tensor:
     """Unit-length image features [N, d] of images uint8 [N, H, W, 3]."""
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    return torch.cat([model.encode_image(captioner.pixels(model, p), normalize=True) for p in parts])
+    return torch.cat(
+        [model.encode_image(captioner.pixels(model, p), normalize=True) for p in parts]
+    )
 
 
 @torch.no_grad()
