@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", run_command, preset="")
-    run.add_argument("notebook", help="its stem, such as 01_world")
+    run.add_argument(
+        "notebook", type=lambda name: Path(name).stem, help="01_world or notebooks/01_world.ipynb"
+    )
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.add_argument("-o", type=Path, metavar="OUT.ipynb", help="where the executed notebook goes")
     command("graph", graph_command)

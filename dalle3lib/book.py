@@ -128,9 +128,8 @@ def failure(path: Path) -> str:
         if output.output_type == "error"
     ]
     words = errors[-1].strip() if errors else "the kernel died without a word (out of memory?)"
-    for folder in (path.parents[2], ROOT):  # a book holds no path of the machine that built it
-        words = words.replace(f"{folder}/", "")
-    return f"{path.name.split('.')[0]}: {words.splitlines()[-1]}"
+    last = pages.without(words.splitlines()[-1], path.parents[2], ROOT)
+    return f"{path.name.split('.')[0]}: {last}"
 
 
 def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: Path) -> None:
@@ -140,8 +139,9 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     published = {chapter.stem for chapter in chapters}
     failures = {chapter.stem: chapter.problems for chapter in chapters if chapter.problems}
     states = pages.run_states(root)
+    folders = [root.parent, ROOT] + ([] if data == "world" else [Path(data).absolute().parent])
     for chapter in chapters:
-        _write_chapter(chapter, source / "chapters")
+        _write_chapter(chapter, source / "chapters", folders)
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
@@ -159,13 +159,17 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _write_chapter(chapter: Chapter, folder: Path) -> None:
-    """Write a finished chapter's notebook, or the page that says that it failed."""
+def _write_chapter(chapter: Chapter, folder: Path, places: list[Path]) -> None:
+    """Write a finished chapter's notebook, or the page that says that it failed.
+
+    ``places`` are folders of this machine, whose names are left out of the notebook.
+    """
     if chapter.problems:
         _write(folder / f"{chapter.stem}.md", pages.failure(chapter.title, chapter.problems))
     else:
         notebook = tidy(chapter.notebook, pages.made_by(chapter.state, chapter.copies))
-        _write(folder / f"{chapter.stem}.ipynb", nbformat.writes(notebook))
+        text = pages.without(nbformat.writes(notebook), *places)
+        _write(folder / f"{chapter.stem}.ipynb", text)
 
 
 def tidy(notebook: nbformat.NotebookNode, note: str) -> nbformat.NotebookNode:

@@ -57,9 +57,15 @@ def run_states(root: Path) -> list[RunState]:
         try:
             states.append(RunState(notebook, run, runs.load(started.parent)))
         except UserError as error:
-            problem = str(error).replace(f"{root.parent}/", "")  # no path of this machine in a book
-            states.append(RunState(notebook, run, None, problem))
+            states.append(RunState(notebook, run, None, without(str(error), root.parent)))
     return states
+
+
+def without(text: str, *folders: Path) -> str:
+    """Return a text with paths below ``folders`` relative: a book names no place of its machine."""
+    for folder in folders:
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def plain(text: object) -> str:

@@ -53,8 +53,11 @@ def notebook(title: str, *cells, exception: bool | None = None) -> nbformat.Note
     return v4.new_notebook(cells=[*head, *cells], metadata=metadata)
 
 
-def world_notebook() -> nbformat.NotebookNode:
-    """A finished notebook with maths, a citation, a captioned figure and a progress bar."""
+def world_notebook(last: str = "") -> nbformat.NotebookNode:
+    """A finished notebook with maths, a citation, a captioned figure and a progress bar.
+
+    ``last`` is what its last cell prints.
+    """
     figure = v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
     progress = v4.new_output("stream", name="stderr", text=f"\r{BAR}\nUserWarning: look here\n")
     maths = "Inline $x_t \\in \\mathbb{R}^n$ and\n\n$$\\frac{1}{2} \\sum_i x_i^2$$ (eq-sum)\n"
@@ -63,6 +66,7 @@ def world_notebook() -> nbformat.NotebookNode:
         code("# Parameters\nseed = 3\n", tags=["injected-parameters"]),
         v4.new_markdown_cell(maths + "\nas in {cite:t}`ho2020ddpm`, see {eq}`eq-sum`."),
         code("x = 1\n# Figure: one pixel,\n# enlarged.\nshow(x)", figure, progress),
+        code("run.finish()", v4.new_output("stream", name="stdout", text=last)),
     )
 
 
@@ -102,7 +106,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("book")
     root, sources = folder / "runs" / "smoke", folder / "notebooks"
     executed = {
-        "01_world": world_notebook(),
+        "01_world": world_notebook(f"Run 01_world/main is complete: {root}/01_world/main\n"),
         "02_captioning.failed": failed_notebook(),
         "04_caption_kind": notebook("Caption kind"),
         "04a_train_arm--dsc-95-0": notebook("An arm: dsc-95-0"),
@@ -193,6 +197,7 @@ def test_a_chapter_names_its_run_and_hides_progress_bars(built):
     page = text(built[0], "chapters/01_world")
     assert "Made by run main · preset smoke · 3 min 12 s · commit 0123456+" in page
     assert "UserWarning: look here" in page and "it/s" not in page
+    assert "complete: smoke/01_world/main" in page  # not where this machine has it
     assert "seed = 3" in page  # the injected parameters are shown
 
 

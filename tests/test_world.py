@@ -75,7 +75,7 @@ def test_no_facts_appear_in_two_splits():
         split: {json.dumps(scene(split, i).facts(), sort_keys=True) for i in range(2000)}
         for split in SPLITS
     }
-    assert all(len(found) > 1900 for found in facts.values())  # nearly all different
+    assert all(len(found) > 1500 for found in facts.values())  # nearly all different ones
     assert all(facts[a].isdisjoint(facts[b]) for a, b in combinations(SPLITS, 2))
 
 
