@@ -6,7 +6,8 @@ DATA ?= world
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.installed
-STRIP := $(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
+STRIP := $(BIN)/nbstripout --keep-id \
+	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lab lint bench soak study clean

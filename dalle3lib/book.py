@@ -18,7 +18,7 @@ import yaml
 
 from dalle3lib import UserError, claims, pages
 from dalle3lib.files import guard
-from dalle3lib.paths import ROOT
+from dalle3lib.paths import ROOT, notebooks_dir
 
 SOURCE = ROOT / "book"
 CHAPTER = re.compile(r"(\d\d)([a-z]?)_\w+")  # the number orders; a letter nests under its number
@@ -98,8 +98,21 @@ def _chapter(stem: str, files: list[Path], states: list[pages.RunState]) -> Chap
         return Chapter(stem, title(stem, files[0]), problems=[problem])
     latest = max(finished, key=lambda state: str(state.manifest["finished"]))
     path = by_run[latest.run]
-    notebook = nbformat.read(path, as_version=4)
+    notebook = with_current_prose(nbformat.read(path, as_version=4), stem)
     return Chapter(stem, title(stem, path), notebook, latest, copies=len(finished))
+
+
+def with_current_prose(notebook: nbformat.NotebookNode, stem: str) -> nbformat.NotebookNode:
+    """Return an executed notebook with the text cells that its source has now.
+
+    Editing prose re-runs nothing, so the executed copy may hold an older wording.
+    """
+    source = notebooks_dir() / f"{stem}.ipynb"
+    cells = nbformat.read(source, as_version=4).cells if source.is_file() else []
+    prose = {cell.id: cell.source for cell in cells if cell.cell_type == "markdown"}
+    for cell in notebook.cells:
+        cell.source = prose.get(cell.get("id"), cell.source)
+    return notebook
 
 
 def title(stem: str, path: Path) -> str:

@@ -21,8 +21,9 @@ def alpha_bar(t: Tensor) -> Tensor:
 
     Nichol & Dhariwal 2021, equation 17, kept above 1e-5 so that no division by zero occurs.
     """
-    f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (f / math.cos(0.008 / 1.008 * math.pi / 2) ** 2).clamp(1e-5, 1.0)
+    angle = (t.double() + 0.008) / 1.008 * math.pi / 2  # in double, so that a(0) is exactly 1
+    share = (angle.cos() / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    return share.clamp(1e-5, 1.0).to(t.dtype)
 
 
 def _like(t: Tensor, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ RECIPES = {
     "coca-dsc": {"seed": 0, "steps": 1900, "batch": 64, "lr": 1e-3},
     "coca-ssc": {"seed": 0, "steps": 900, "batch": 64, "lr": 1e-3},
 }
-HALVES = (("vae", "clip"), ("t5", "coca-base", "coca-dsc", "coca-ssc"))  # of equal cost
+HALVES = (("vae", "clip"), ("t5", "coca-base", "coca-dsc", "coca-ssc"))  # trained side by side
 
 
 def stack(records: list[Record]) -> np.ndarray:
@@ -276,13 +276,14 @@ def train_one(name: str, directory: Path) -> dict:
     out, work, recipe = directory / name, directory / "checkpoints" / name, RECIPES[name]
     if not (out / "manifest.json").is_file():
         torch.set_num_threads(1)  # another number of threads rounds differently
-        if name.startswith("coca-") and name != "coca-base":
-            records = world_records("foundation", HUMAN_SCENES)
-            train_fine_tune(name[5:], records, directory / "coca-base", work, out, **recipe)
-        else:
-            pretrain = {"vae": train_vae, "t5": train_text, "clip": train_clip}
-            records = world_records("foundation", SCENES)
-            pretrain.get(name, train_base_captioner)(records, work, out, **recipe)
+        with files.guard(out):
+            if name.startswith("coca-") and name != "coca-base":
+                records = world_records("foundation", HUMAN_SCENES)
+                train_fine_tune(name[5:], records, directory / "coca-base", work, out, **recipe)
+            else:
+                pretrain = {"vae": train_vae, "t5": train_text, "clip": train_clip}
+                records = world_records("foundation", SCENES)
+                pretrain.get(name, train_base_captioner)(records, work, out, **recipe)
     return files.read_json(out / "manifest.json")
 
 

@@ -64,7 +64,7 @@ def run_states(root: Path) -> list[RunState]:
 def without(text: str, *folders: Path) -> str:
     """Return a text with paths below ``folders`` relative: a book names no place of its machine."""
     for folder in folders:
-        text = text.replace(f"{folder}/", "")
+        text = text.replace(f"{folder}/", "") if folder.name else text  # not the root directory
     return text
 
 

@@ -128,6 +128,8 @@ def train(
     full (the previous checkpoint stays) or the loss is no longer finite.
     """
     directory = Path(directory)
+    with files.guard(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
     )

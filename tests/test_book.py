@@ -296,3 +296,14 @@ def test_a_book_of_nothing_is_a_clear_error(tmp_path):
 )
 def test_durations_are_said_as_people_say_them(seconds, words):
     assert pages.duration(seconds) == words
+
+
+def test_prose_edited_after_the_run_is_the_prose_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE3_NOTEBOOKS", str(tmp_path))
+    now = notebook("The world", code("1 + 1"))
+    executed = nbformat.from_dict(now)
+    executed.cells[0].source = "# The world\n\nAn older wording."
+    executed.cells[2].source = "1 + 2"  # code is shown as it ran
+    nbformat.write(now, tmp_path / "01_world.ipynb")
+    shown = book.with_current_prose(executed, "01_world").cells
+    assert [cell.source for cell in (shown[0], shown[2])] == [now.cells[0].source, "1 + 2"]

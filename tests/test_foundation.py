@@ -1,6 +1,8 @@
 """Foundations: manifests and damage, and each one trained for three steps on forty scenes."""
 
+import errno
 import json
+import os
 import shutil
 from contextlib import contextmanager
 
@@ -231,6 +233,19 @@ def test_training_again_gives_the_same_bytes(trained, tmp_path):
             manifest = foundation.train_one(name, tmp_path)
             before = json.loads((trained / name / "manifest.json").read_text())
             assert manifest["files"] == before["files"]
+
+
+def test_a_full_disk_is_one_sentence(trained, tmp_path, monkeypatch):
+    """The weights are written by diffusers: its error becomes ours, and nothing looks finished."""
+    shutil.copytree(trained / "checkpoints" / "vae", tmp_path / "checkpoints" / "vae")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(vae.PatchAutoencoderKL, "save_pretrained", full)
+    with small_recipes(), pytest.raises(UserError, match="disk is full"):
+        foundation.train_one("vae", tmp_path)
+    assert not (tmp_path / "vae" / "manifest.json").exists()
 
 
 def test_a_live_fine_tune_leaves_the_base_alone(shipped, tmp_path):

@@ -80,7 +80,7 @@ def test_no_facts_appear_in_two_splits():
 
 
 def test_no_picture_appears_in_two_splits():
-    pictures = {s: {r.image.tobytes() for r in World(s, 300)} for s in SPLITS}
+    pictures = {s: {r.image.tobytes() for r in World(s, 100)} for s in SPLITS}
     assert all(pictures[a].isdisjoint(pictures[b]) for a, b in combinations(SPLITS, 2))
 
 
