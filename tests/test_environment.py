@@ -65,7 +65,9 @@ def test_everything_the_package_imports_is_a_dependency():
 
 
 def test_make_help_lists_every_target():
-    listed = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT).stdout
+    listed = subprocess.run(
+        ["make", "--no-print-directory", "help"], capture_output=True, text=True, cwd=ROOT
+    ).stdout
     names = [line.split()[0] for line in listed.splitlines()]
     assert names == "help book test lab lint bench soak study clean".split()
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
@@ -73,7 +75,14 @@ def test_make_help_lists_every_target():
 
 
 def test_make_book_passes_its_choices_on():
-    command = ["make", "--dry-run", "book", "PRESET=smoke", "DATA=my photos"]
+    command = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "book",
+        "PRESET=smoke",
+        "DATA=my photos",
+    ]
     said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
     assert '-m dalle3lib graph --preset "smoke" --data "my photos"' in said
 
