@@ -14,6 +14,7 @@ from dalle3lib import UserError, arm
 from dalle3lib.config import Parameters
 from dalle3lib.images import Record
 from dalle3lib.latents import Cache
+from dalle3lib.sample import sample
 from dalle3lib.world import World
 
 torch.set_num_threads(1)
@@ -156,10 +157,20 @@ def test_evaluation_records_are_held_out():
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def test_every_snapshot_is_scored_with_both_sets_of_prompts(foundations, tmp_path):
-    cfg = parameters()
+def test_every_snapshot_is_scored_with_both_sets_of_prompts(foundations, tmp_path, monkeypatch):
+    cfg, used = parameters(), []
     model, _ = arm.train_arm(cfg, tiny_cache(), tmp_path)
+
+    def noted(network, *arguments, **options):
+        used.append(network.conv_out.weight.clone())
+        return sample(network, *arguments, **options)
+
+    monkeypatch.setattr(arm, "sample", noted)
     table, pictures = arm.score_snapshots(cfg, model, tmp_path)
+    for weight, step in zip(used, (3, 3, 6, 6), strict=True):  # each with its own weights
+        snapshot = load_file(tmp_path / f"ema-{step:06d}.safetensors")
+        assert torch.equal(weight, snapshot["conv_out.weight"].float())
+    assert not torch.equal(used[0], used[2])
     assert list(table.columns) == ["prompt", "score", "kind", "step"]
     assert table.groupby(["step", "kind"]).size().to_dict() == {
         (step, kind): 3 for step in (3, 6) for kind in ("original", "descriptive")
