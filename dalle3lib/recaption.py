@@ -89,7 +89,8 @@ def commit_captions(records: Sequence[Record], captions: dict[str, list[str]]) -
             **{kind: captions[kind] for kind in KINDS},
         }
     )
-    pq.write_table(table, directory / FILE, compression="zstd", compression_level=19)
+    with files.guard(directory / FILE):
+        pq.write_table(table, directory / FILE, compression="zstd", compression_level=19)
     manifest = {
         "rows": len(records),
         "captioners": {
@@ -98,4 +99,5 @@ def commit_captions(records: Sequence[Record], captions: dict[str, list[str]]) -
         "files": files.listing(directory, [directory / FILE]),
     }
     files.write_atomic(directory / "manifest.json", files.to_json(manifest).encode())
+    committed.cache_clear()
     return directory

@@ -46,7 +46,9 @@ class World(Sequence):
         """The specification of scene ``index``."""
         return scene(self.split, index, self.seed)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index):  # an integer gives a Record, a slice a list of them
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < self.count:
             raise IndexError(index)
         spec = self.scene(index)

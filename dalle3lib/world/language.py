@@ -131,8 +131,8 @@ def alt_text(spec: Scene, noise: float, random: np.random.Generator) -> str:
     With the level rises the share of texts that have nothing to do with the picture (0.6 noise),
     of facts left out or stated wrongly, of adverts and of file names. Every attribute, background
     and printed words included, is stated at a non-zero rate at every level. Case, articles and
-    final periods follow what is published of LAION's alt-texts (82 % begin upper case, 4 % with
-    an article, 6 % end with a period). Raises UserError outside [0, 0.75].
+    final periods are roughly, at low noise, what is published of LAION's alt-texts (82 % begin
+    upper case, 4 % with an article, 6 % end with a period). Raises UserError outside [0, 0.75].
     """
     if not 0 <= noise <= 0.75:
         raise UserError(f"The alt-text noise {noise} is outside 0 to 0.75: choose a value inside.")

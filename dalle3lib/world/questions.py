@@ -3,7 +3,7 @@
 import numpy as np
 
 from dalle3lib.world.language import RELATION, article
-from dalle3lib.world.scene import BACKGROUNDS, COLOURS, SHAPES, Scene
+from dalle3lib.world.scene import BACKGROUNDS, COLOURS, SHAPES, WORD_SHARE, Scene
 
 
 def _other(values: tuple[str, ...], value: str, random: np.random.Generator) -> str:
@@ -17,16 +17,15 @@ def questions(spec: Scene, random: np.random.Generator) -> list[tuple[str, str]]
 
     Attributes are asked only of a shape that occurs once, so every answer is unambiguous.
     """
-    # A printed word is absent four times out of five; asking for the true background as often as
-    # that keeps yes and no in balance.
-    true = random.random() < 0.8
-    background = spec.background if true else _other(BACKGROUNDS, spec.background, random)
     pairs = [
         ("how many objects are there?", str(len(spec.objects))),
         ("what is the background?", spec.background),
-        (f"is the background {background}?", "yes" if true else "no"),
-        ("is there a printed word?", "yes" if spec.word else "no"),
+        (f"is the background {spec.background}?", "yes"),
+        (f"is the background {_other(BACKGROUNDS, spec.background, random)}?", "no"),
     ]
+    # Most scenes carry no word; asking only a share of them keeps yes and no in balance.
+    if spec.word or random.random() < WORD_SHARE / (1 - WORD_SHARE):
+        pairs.append(("is there a printed word?", "yes" if spec.word else "no"))
     if spec.word:
         pairs.append(("which word is printed?", spec.word))
     shown = {(o.colour, o.shape) for o in spec.objects}
