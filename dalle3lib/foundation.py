@@ -10,13 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dalle3lib import captioner, files, paths, text, vae
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score
-from dalle3lib.images import Record, to_tensor
+from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
 from dalle3lib.train import train
 from dalle3lib.world import World
@@ -33,11 +32,6 @@ RECIPES = {
     "coca-ssc": {"seed": 0, "steps": 900, "batch": 64, "lr": 1e-3},
 }
 HALVES = (("vae", "clip"), ("t5", "coca-base", "coca-dsc", "coca-ssc"))  # trained side by side
-
-
-def stack(records: list[Record]) -> np.ndarray:
-    """The images of records as one array: uint8 [N, H, W, 3]."""
-    return np.stack([r.image for r in records])
 
 
 def world_records(split: str, count: int, noise: float = 0.5) -> list[Record]:

@@ -201,6 +201,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def stack(records: Iterable[Record]) -> np.ndarray:
+    """The images of records as one array: uint8 [N, H, W, 3]."""
+    return np.stack([record.image for record in records])
+
+
 def to_tensor(images: np.ndarray) -> "torch.Tensor":
     """Images uint8 [B, H, W, 3] as float32 [B, 3, H, W] in [-1, 1]."""
     import torch  # here, because whoever only looks at records need not wait for it

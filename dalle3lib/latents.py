@@ -9,7 +9,6 @@ import fcntl
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from dalle3lib import UserError, files, paths, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.fingerprint import inputs_fingerprint, module_closure
-from dalle3lib.images import Record, open_source, to_tensor
+from dalle3lib.images import Record, open_source, stack, to_tensor
 from dalle3lib.recaption import KINDS, synthetic_captions
 
 SHARD = 2000  # records
@@ -52,7 +51,7 @@ def cache_path(cfg: Parameters) -> Path:
 @torch.no_grad()
 def encode_records(records: list[Record], autoencoder, encoder, tokenizer) -> dict[str, Tensor]:
     """Latents and caption states of a few records as flat tensors, ready for a shard."""
-    pictures = to_tensor(np.stack([r.image for r in records]))
+    pictures = to_tensor(stack(records))
     means = [autoencoder.encode(x).latent_dist.mean for x in pictures.split(128)]
     tensors = {
         "latents": (torch.cat(means) * autoencoder.config.scaling_factor).half().contiguous()
@@ -91,7 +90,7 @@ def _build_shards(cfg: Parameters, path: Path) -> None:
     for number, start in enumerate(tqdm(starts, desc="encoding images and captions")):
         shard = path / f"shard-{number:05d}.safetensors"
         if not shard.is_file():
-            records = [source[i] for i in range(start, min(start + SHARD, len(source)))]
+            records = source[start : start + SHARD]
             tensors = encode_records(records, autoencoder, encoder, tokenizer)
             files.write_atomic(shard, save(tensors))
     shards = sorted(path.glob("shard-*.safetensors"))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dalle3lib import UserError, captioner, files, paths
-from dalle3lib.images import Record
+from dalle3lib.images import Record, stack
 
 KINDS = ("ssc", "dsc")
 LENGTH = {"ssc": 16, "dsc": 48}  # tokens: the longest caption written
@@ -58,8 +58,7 @@ def load_captioner(kind: str):
 
 def write_captions(records: Sequence[Record], kind: str) -> list[str]:
     """Captions of records by the shipped captioner of a kind, one each."""
-    images = np.stack([r.image for r in records])
-    return captioner.caption(*load_captioner(kind), images, max_len=LENGTH[kind])
+    return captioner.caption(*load_captioner(kind), stack(records), max_len=LENGTH[kind])
 
 
 def synthetic_captions(records: Sequence[Record], kind: str) -> list[str]:
@@ -80,7 +79,6 @@ def commit_captions(records: Sequence[Record], captions: dict[str, list[str]]) -
     The manifest names the captioners (digests of their manifests) that wrote them.
     """
     directory = captions_dir()
-    directory.mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {
             "key": [r.key for r in records],
@@ -90,6 +88,7 @@ def commit_captions(records: Sequence[Record], captions: dict[str, list[str]]) -
         }
     )
     with files.guard(directory / FILE):
+        directory.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, directory / FILE, compression="zstd", compression_level=19)
     manifest = {
         "rows": len(records),
