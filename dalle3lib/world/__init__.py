@@ -1,8 +1,9 @@
 """The procedural world: scenes with exact ground truth, their pictures and their captions.
 
 From one scene specification come the image (``render``), a noisy web-style alt-text, human-style
-short and descriptive captions, and questions with answers (``language``, ``questions``). The
-class ``World`` serves them as the same records that a folder of photographs gives.
+short and descriptive captions, and questions with answers (``language``, ``questions``);
+``prompts`` asks for what training never shows. The class ``World`` serves them as the same records
+that a folder of photographs gives.
 """
 
 from collections.abc import Sequence
@@ -10,19 +11,24 @@ from collections.abc import Sequence
 from dalle3lib.images import Record
 from dalle3lib.randomness import rng
 from dalle3lib.world.language import alt_text, descriptive_caption, short_caption
+from dalle3lib.world.prompts import PROBES, Probe, probe, satisfied
 from dalle3lib.world.questions import questions
 from dalle3lib.world.render import render
 from dalle3lib.world.scene import SPLITS, Scene, Thing, scene
 
 __all__ = [
+    "PROBES",
     "SPLITS",
+    "Probe",
     "Scene",
     "Thing",
     "World",
     "alt_text",
     "descriptive_caption",
+    "probe",
     "questions",
     "render",
+    "satisfied",
     "scene",
     "short_caption",
 ]

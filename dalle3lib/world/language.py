@@ -2,6 +2,7 @@
 
 The short caption names the main subject only, the descriptive one states every fact (the paper's
 two fine-tuning sets, §2.1); both are lower case and end with a period as the released ones do.
+The reworded caption states the same facts in sentences that no training caption is built like.
 The alt-text is what a web page might carry: an incomplete, sometimes wrong or unrelated line.
 """
 
@@ -12,17 +13,69 @@ from dalle3lib.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES,
 
 RELATION = {("left", "right"): "to the left of", ("top", "bottom"): "above"}
 INVERSE = {"to the left of": "to the right of", "above": "below"}
+
+# How the attributes of an object stand together, and the sentences around objects. The held-out
+# ones are built from the same words, but never occur in a training caption.
+PHRASES = (
+    "{size} {texture} {colour} {noun}",
+    "{size} {texture} {colour} {noun}",  # twice: the commonest order
+    "{size} {colour} {texture} {noun}",
+    "{size} {colour} {noun} with a {texture} texture",
+    "{size} {texture} {noun} in {colour}",
+    "{texture} {colour} {noun} which {be} {size}",
+)
+HELD_OUT_PHRASES = (
+    "{noun} which {be} {size}, {colour} and {texture}",
+    "{texture} {noun} which {be} {colour} and {size}",
+)
+FRAMES = (
+    "{what}. the background is {where}.",
+    "{what}, in front of {where}.",
+    "{what} with {where} behind.",
+    "{what}. behind, there is {where}.",
+    "the picture shows {what} on {where}.",
+    "this {be} {what}. the background shows {where}.",
+    "we see {what} in front of {where}.",
+    "against {where}, {what}.",
+    "there is {where} in the background, and {what}.",
+    "there {be} {what} against {where}.",
+)
+HELD_OUT_FRAMES = (
+    "{where} is behind {what}.",
+    "in front of {where} there {be} {what}.",
+    "the background is {where}, and against the background we see {what}.",
+    "with {where} behind, we see {what}.",
+)
+NOTES = (
+    'the word "{}" is printed below.',
+    'below, it says "{}".',
+    'the text at the bottom is "{}".',
+    '"{}" is printed at the bottom.',
+)
+SHORT_FRAMES = (
+    "{}.", "{}.", "{}.", "{}.", "there {be} {}.", "we see {}.", "this {be} {}.",
+    "a picture of {}.", "an image of {}.", "the picture shows {}.",
+)  # fmt: skip
+
+# What web pages carry besides: "{}" stands for a number. No line has a word that names a fact.
 ADVERTS = (
-    "free shipping on orders over $49", "buy 2 get 1 free", "best price 2019", "shop now and save",
-    "order online today", "20% off this week", "new arrivals", "sold out", "in stock: 14",
-    "download in HD 1920x1080", "royalty free stock photo 482", "print on canvas 30 x 40 cm",
+    "free shipping on orders over ${}", "buy 2 get 1 free", "best price of {}", "shop now and save",
+    "order online today", "20% off this week", "new arrivals", "sold out", "in stock", "sale",
+    "download in HD 1920x1080", "royalty free stock photo {}", "print on canvas", "buy it now",
+    "gift for him and her", "fast delivery and free returns", "vector clip art", "view all photos",
+    "posted by admin", "free wallpaper for your desktop and phone", "item no. {}", "add to cart",
+    "hand made in Portugal", "photo gallery of our online shop", "ideas for your home and garden",
+    "order by phone or online and get a free gift card", "find the perfect picture for your office",
 )  # fmt: skip
 UNRELATED = (
-    "Home page", "Click to enlarge", "Our team at the 2018 annual meeting", "image not available",
-    "Back to the list of articles", "Photo by the author, May 2012", "Figure 3", "logo",
-    "How to choose a sofa for your living room", "Ten recipes for a quick dinner", "thumbnail 04",
-    "Customer reviews (128)", "The view from our hotel in Lisbon", "Page 7 of 12", "banner",
-    "Cheap flights from London", "Vintage leather armchair, 1960s", "Wedding invitation no. 52",
+    "Home page", "Click to enlarge", "Our team at the annual meeting of {}", "image not available",
+    "Back to the list of articles", "Photo by the author", "Figure {}", "logo", "thumbnail",
+    "How to choose a sofa for your living room", "Ten recipes for a quick dinner with the family",
+    "Customer reviews ({})", "The view from our hotel in Lisbon", "Page {} of the catalogue",
+    "Cheap flights from London", "Vintage leather armchair", "Wedding invitation no. {}", "banner",
+    "A guide to the best restaurants in town", "Used car for sale in Berlin, only {} miles",
+    "Minutes of the city council", "Two bedroom apartment to rent near the station",
+    "Running shoes for women", "What we learned from a year of working at home",
 )  # fmt: skip
 
 
@@ -40,59 +93,71 @@ def _noun(thing: Thing, plural: bool = False) -> str:
     return plural_form if plural else thing.shape
 
 
-def full_phrase(thing: Thing, plural: bool = False) -> str:
-    """All attributes of an object without article: "large striped red circle"."""
-    return f"{thing.size} {thing.texture} {thing.colour} {_noun(thing, plural)}"
+def full_phrase(thing: Thing, plural: bool = False, form: str = PHRASES[0]) -> str:
+    """All attributes of an object without article, by default as "large striped red circle".
+
+    ``form`` says what stands where, as in ``PHRASES``; it may leave attributes out.
+    """
+    attributes = {"size": thing.size, "texture": thing.texture, "colour": thing.colour}
+    return form.format(noun=_noun(thing, plural), be="are" if plural else "is", **attributes)
 
 
 def short_caption(spec: Scene, random: np.random.Generator) -> str:
     """The main subject only, as a human writes it: lower case, one clause, final period."""
     main, twins = spec.main(), spec.twins()
-    phrase = f"{main.colour} {_noun(main, plural=twins)}"
+    noun = _noun(main, plural=twins)
+    phrase = f"{noun} in {main.colour}" if random.random() < 0.15 else f"{main.colour} {noun}"
     if random.random() < 0.2:
         phrase = f"{main.texture} {phrase}"
     subject = f"two {phrase}" if twins else article(phrase)
-    frames = ("{}.", "{}.", "{}.", "there is {}.", "a picture of {}.")
-    caption = _pick(frames, random).format(subject)
-    return caption.replace("there is two", "there are two")
+    caption = _pick(SHORT_FRAMES, random).format(subject, be="are" if twins else "is")
+    return caption.replace("this are", "these are")
 
 
-def _arrangement(spec: Scene, random: np.random.Generator) -> str:
-    """Every object and where it is, as one clause without a final period."""
-    things = [article(full_phrase(o)) for o in spec.objects]
-    places = [f"{'in' if o.place == 'centre' else 'at'} the {o.place}" for o in spec.objects]
-    if len(things) == 1:
-        return _pick((f"{things[0]} {places[0]}", f"{places[0]} is {things[0]}"), random)
-    if len(things) > 2:
-        return ", ".join(f"{t} {p}" for t, p in zip(things, places, strict=True))
+def _arrangement(spec: Scene, form: str, random: np.random.Generator) -> str:
+    """Every object and where it is, as one noun phrase without a final period."""
+    things = [article(full_phrase(o, form=form)) for o in spec.objects]
+    placed = [
+        f"{thing} {'in' if o.place == 'centre' else 'at'} the {o.place}"
+        for thing, o in zip(things, spec.objects, strict=True)
+    ]
+    if len(things) != 2:
+        return ", ".join(placed)
     relation = RELATION[spec.objects[0].place, spec.objects[1].place]
     if spec.twins():
         direction = "side by side" if relation == "to the left of" else "one above the other"
-        return f"two {full_phrase(spec.objects[0], plural=True)} {direction}"
+        direction = _pick((direction, f"one {relation} the other"), random)
+        return f"two {full_phrase(spec.objects[0], plural=True, form=form)} {direction}"
     return _pick(
         (
             f"{things[0]} {relation} {things[1]}",
             f"{things[1]} {INVERSE[relation]} {things[0]}",
-            f"{things[0]} {places[0]} and {things[1]} {places[1]}",
+            f"{placed[0]} and {placed[1]}",
         ),
         random,
     )
 
 
-def descriptive_caption(spec: Scene, random: np.random.Generator) -> str:
-    """Every fact of the scene: objects with all attributes, places, background, printed word."""
-    frames = (
-        "{what}. the background is {where}.",
-        "{what}, in front of {where}.",
-        "the picture shows {what}. behind, there is {where}.",
-        "against {where}, {what}.",
-        "there is {where} in the background, and {what}.",
-    )
-    caption = _pick(frames, random).format(what=_arrangement(spec, random), where=spec.background)
-    if spec.word:
-        notes = ('the word "{}" is printed at the bottom.', 'below, it says "{}".')
-        caption += " " + _pick(notes, random).format(spec.word)
-    return caption
+def descriptive_caption(
+    spec: Scene,
+    random: np.random.Generator,
+    frames: tuple[str, ...] = FRAMES,
+    phrases: tuple[str, ...] = PHRASES,
+) -> str:
+    """Every fact of the scene: objects with all attributes, places, background, printed word.
+
+    ``frames`` and ``phrases`` are the sentences and the orders of attributes to choose from.
+    """
+    what = _arrangement(spec, _pick(phrases, random), random)
+    be = "are" if spec.twins() else "is"
+    caption = _pick(frames, random).format(what=what, where=spec.background, be=be)
+    caption = caption.replace("this are", "these are")
+    return caption + (" " + _pick(NOTES, random).format(spec.word) if spec.word else "")
+
+
+def reworded_caption(spec: Scene, random: np.random.Generator) -> str:
+    """A descriptive caption in held-out sentences and orders: known words, unknown structure."""
+    return descriptive_caption(spec, random, HELD_OUT_FRAMES, HELD_OUT_PHRASES)
 
 
 def _alt_facts(spec: Scene, noise: float, random: np.random.Generator) -> str:
@@ -122,29 +187,35 @@ def _alt_facts(spec: Scene, noise: float, random: np.random.Generator) -> str:
         text += _pick((" on ", ", ", " with "), random) + stated(spec.background, BACKGROUNDS, 1)
     if spec.word and random.random() < 0.5:
         text += f' "{spec.word}"'
-    return text.strip()
+    return " ".join(text.split())
+
+
+def _clutter(options: tuple[str, ...], random: np.random.Generator) -> str:
+    """One line of the list, its number drawn."""
+    return _pick(options, random).format(random.integers(2, 2024))
 
 
 def alt_text(spec: Scene, noise: float, random: np.random.Generator) -> str:
     """A web page's text for the picture, at noise level ``noise`` in [0, 0.75].
 
     With the level rises the share of texts that have nothing to do with the picture (0.6 noise),
-    of facts left out or stated wrongly, of adverts and of file names. Every attribute, background
-    and printed words included, is stated at a non-zero rate at every level. Case, articles and
-    final periods are roughly, at low noise, what is published of LAION's alt-texts (82 % begin
-    upper case, 4 % with an article, 6 % end with a period). Raises UserError outside [0, 0.75].
+    of facts left out or stated wrongly, of file names, and the number of adverts and page titles
+    around (3 noise on average). Every attribute, places, background and printed words included,
+    is stated at a non-zero rate at every level. At noise 0.5, length, case, articles, digits and
+    final periods are roughly what is published of LAION's alt-texts (``captions.PUBLISHED``).
+    Raises UserError outside [0, 0.75].
     """
     if not 0 <= noise <= 0.75:
         raise UserError(f"The alt-text noise {noise} is outside 0 to 0.75: choose a value inside.")
-    if random.random() < 0.6 * noise:
-        return _pick(UNRELATED + ADVERTS, random)
-    text = _alt_facts(spec, noise, random)
+    about = random.random() >= 0.6 * noise
+    text = _alt_facts(spec, noise, random) if about else _clutter(UNRELATED, random)
     if random.random() < 0.25 * noise:
-        return f"IMG_{random.integers(1000, 9999)}_{'_'.join(text.replace(',', '').split())}.jpg"
-    if random.random() < 0.05:
+        words = text.replace(",", "").split() if about else []
+        return "_".join(["IMG", str(random.integers(1000, 9999)), *words]) + ".jpg"
+    if about and random.random() < 0.05:
         text = article(text)
-    if random.random() < 0.8 * noise:
-        text += _pick((" | ", " - ", ", "), random) + _pick(ADVERTS, random)
+    for _ in range(random.poisson(3 * noise)):
+        text += _pick((" | ", " - ", ", "), random) + _clutter(ADVERTS + UNRELATED, random)
     style = random.random()
-    text = text.title() if style < 0.3 else text.capitalize() if style < 0.85 else text
+    text = text.title() if style < 0.28 else text[0].upper() + text[1:] if style < 0.78 else text
     return text + ("." if random.random() < 0.07 else "")

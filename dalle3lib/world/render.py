@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dalle3lib.world.scene import Scene, Thing
 
 SIDE = 64
-RADIUS = {"small": 8.5, "large": 12.5}  # pixels
-HALF = 13  # half a sprite, pixels
+HALF = 16  # half the square an object is drawn in, pixels; the squares of a scene do not overlap
+RADIUS = {"small": 10.0, "large": 13.5}  # pixels
 FINE = 4  # sub-pixels per pixel and direction, for smooth edges
 RGB = {
     "red": (222, 40, 40), "orange": (246, 140, 24), "yellow": (246, 222, 46),
@@ -18,11 +18,11 @@ RGB = {
 }  # fmt: skip
 OUTLINE, WHITE = np.array((28, 28, 28.0)), np.array((252, 252, 252.0))
 CENTRE = {
-    "centre": (32, 32), "left": (17, 32), "right": (47, 32), "top": (32, 17), "bottom": (32, 47),
-    "top left": (17, 17), "top right": (47, 17),
+    "centre": (32, 32), "left": (16, 32), "right": (48, 32), "top": (32, 16), "bottom": (32, 48),
+    "top left": (16, 16), "top right": (48, 16),
 }  # fmt: skip
-WORD_RISE = 10  # pixels by which objects move up to leave room for a printed word
-WORD_ROW = 53  # the vertical middle of the word, pixels from the top
+WORD_RISE = 8  # pixels by which objects move up to leave room for a printed word
+WORD_TOP, LETTER = 48, 16  # the first row of a printed word; the side of a letter's square
 
 
 def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -49,50 +49,77 @@ def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def coverage(shape: str, radius: float) -> np.ndarray:
-    """The share of every sprite pixel that the shape covers: float [2 HALF, 2 HALF] in [0, 1]."""
+def coverage(shape: str, radius: float, dx: int = 0, dy: int = 0) -> np.ndarray:
+    """The share of every pixel that the shape covers: float [32, 32, 1] in [0, 1].
+
+    The shape's middle lies ``dx`` and ``dy`` pixels off the middle of the square.
+    """
     grid = (np.arange(2 * HALF * FINE) + 0.5) / FINE - HALF
-    x, y = np.meshgrid(grid / radius, grid / radius)
-    return inside(shape, x, y).reshape(2 * HALF, FINE, 2 * HALF, FINE).mean((1, 3))
+    x, y = np.meshgrid((grid - dx) / radius, (grid - dy) / radius)
+    return inside(shape, x, y).reshape(2 * HALF, FINE, 2 * HALF, FINE, 1).mean((1, 3))
+
+
+@cache
+def silhouette(shape: str, size: str, dx: int, dy: int) -> tuple[np.ndarray, np.ndarray]:
+    """How much of each pixel the whole object and its inside, without outline, cover."""
+    whole = coverage(shape, RADIUS[size], dx, dy)
+    return whole, np.minimum(coverage(shape, RADIUS[size] - 1.1, dx, dy), whole)
 
 
 def pattern(texture: str) -> np.ndarray:
-    """Where a texture shows the object's colour (1) and where white (0): [2 HALF, 2 HALF]."""
-    row, column = np.mgrid[: 2 * HALF, : 2 * HALF]
+    """Where a texture shows the object's colour (1) and where white (0): [32, 32, 1].
+
+    Patterns repeat every 8 pixels and stay in place when an object moves by a pixel: like a
+    cloth seen through a hole. An autoencoder with 8 x 8 cells then finds the same in each cell.
+    """
+    row, column = np.mgrid[: 2 * HALF, : 2 * HALF, :1][:2]
     if texture == "plain":
-        return np.ones((2 * HALF, 2 * HALF))
+        return np.ones(row.shape)
     if texture == "striped":
-        return 1.0 * ((row + column) % 6 < 3)
+        return 1.0 * ((row + column) % 8 < 4)
     if texture == "dotted":
-        return 1.0 - ((row % 5 < 2) & (column % 5 < 2))
+        return 1.0 * (np.hypot((row + 4) % 8 - 3.5, (column + 4) % 8 - 3.5) > 2.2)
     if texture == "checkered":
         return 1.0 * ((row // 4 + column // 4) % 2 == 0)
     raise ValueError(f"unknown texture {texture!r}")
 
 
 @cache
-def sprite(shape: str, colour: str, texture: str, size: str) -> tuple[np.ndarray, np.ndarray]:
-    """An object ready to be laid on a background: (premultiplied RGB, what shows through)."""
-    whole = coverage(shape, RADIUS[size])[..., None]
-    inner = np.minimum(coverage(shape, RADIUS[size] - 1.1)[..., None], whole)
-    share = pattern(texture)[..., None]
-    fill = share * np.array(RGB[colour], float) + (1 - share) * WHITE
-    return (inner * fill + (whole - inner) * OUTLINE).astype(np.float32), np.float32(1 - whole)
+def cloth(colour: str, texture: str) -> np.ndarray:
+    """What an object is made of, before it is cut to shape: RGB [32, 32, 3]."""
+    share = pattern(texture)
+    return share * np.array(RGB[colour], float) + (1 - share) * WHITE
+
+
+def sprite(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
+    """An object ready to be laid on a background.
+
+    Returns (its RGB times what it covers [32, 32, 3], the share of the background that shows
+    through [32, 32, 1]), float32.
+    """
+    whole, inner = silhouette(thing.shape, thing.size, thing.dx, thing.dy)
+    paint = inner * cloth(thing.colour, thing.texture) + (whole - inner) * OUTLINE
+    return paint.astype(np.float32), np.float32(1 - whole)
 
 
 @cache
 def backdrop(name: str) -> np.ndarray:
-    """The picture of a background: float32 [64, 64, 3], read only."""
+    """The picture of a background: float32 [64, 64, 3], read only.
+
+    Like the textures, backgrounds repeat every 8 pixels (stone every 16).
+    """
     row, column = np.mgrid[:SIDE, :SIDE]
+    down, across = row % 8, column % 8
     base, mark, where = {
-        "snow": ((238, 243, 250), (216, 226, 240), (row * 7 + column * 3) % 23 == 0),
-        "sand": ((230, 208, 160), (208, 182, 130), (row * 5 + column * 11) % 13 == 0),
-        "grass": ((154, 200, 122), (120, 172, 92), (column * 3 + row // 4) % 7 == 0),
-        "sky": ((170, 212, 246), (206, 230, 250), (row // 6) % 3 == 0),
-        "night": ((24, 28, 58), (200, 200, 170),
-                  (row * row * 7 + column * 31 + row * column * 13) % 89 == 0),
-        "stone": ((164, 164, 170), (134, 134, 140),
-                  (row % 8 == 0) | ((column + row // 8 * 8) % 16 == 0)),
+        "snow": ((238, 243, 250), (206, 219, 238), abs(down - 3) + abs(across - 4) < 2),
+        "sand": ((230, 208, 160), (204, 176, 122),
+                 (down * 3 + across * 5) % 16 == 2),
+        "grass": ((154, 200, 122), (112, 166, 84),
+                  (across % 4 == 1) & ((down + across) % 8 < 5)),
+        "sky": ((164, 208, 246), (208, 232, 252), down < 3),
+        "night": ((24, 28, 58), (206, 206, 176), (down // 2 == 1) & (across // 2 == 2)),
+        "stone": ((166, 166, 172), (128, 128, 134),
+                  (down == 7) | ((column + row // 8 * 8) % 16 == 7)),
     }[name]  # fmt: skip
     picture = np.where(where[..., None], np.array(mark, np.float32), np.array(base, np.float32))
     picture.setflags(write=False)
@@ -100,31 +127,43 @@ def backdrop(name: str) -> np.ndarray:
 
 
 @cache
-def lettering(word: str) -> np.ndarray:
-    """How much ink a printed word lays on a strip over the full width: float32 [18, 64, 1]."""
-    strip = Image.new("L", (SIDE, 18))
-    font = ImageFont.load_default(size=17)
-    ImageDraw.Draw(strip).text((SIDE / 2, 9), word.upper(), fill=255, font=font, anchor="mm")
-    return np.asarray(strip, np.float32)[..., None] / 255
+def letter(character: str) -> np.ndarray:
+    """How much ink a printed letter lays on its square: float32 [16, 16, 1] in [0, 1]."""
+    square = Image.new("L", (LETTER, LETTER))
+    font = ImageFont.load_default(size=18)
+    drawing = ImageDraw.Draw(square)
+    place, ink = (LETTER / 2, LETTER - 2), {"fill": 255, "stroke_width": 0.4}  # a little bold
+    drawing.text(place, character.upper(), font=font, anchor="ms", **ink)
+    return np.asarray(square, np.float32)[..., None] / 255
 
 
-def centre(thing: Thing, with_word: bool) -> tuple[int, int]:
-    """The pixel (x, y) of an object's middle."""
-    x, y = CENTRE[thing.place]
-    return x + thing.dx, y + thing.dy - (WORD_RISE if with_word else 0)
+def letter_columns(count: int) -> range:
+    """The first pixel columns of the squares of a word of ``count`` letters, centred."""
+    return range((SIDE - LETTER * count) // 2, (SIDE + LETTER * count) // 2, LETTER)
+
+
+def ink_colour(background: str) -> np.ndarray:
+    """The RGB of printed letters: white on the night sky, dark elsewhere."""
+    return WHITE if background == "night" else OUTLINE
+
+
+def square(place: str, with_word: bool) -> tuple[slice, slice]:
+    """The rows and columns of the square in which an object at a place is drawn."""
+    x, y = CENTRE[place]
+    y -= WORD_RISE if with_word else 0
+    return slice(y - HALF, y + HALF), slice(x - HALF, x + HALF)
 
 
 def render(spec: Scene) -> np.ndarray:
     """The picture of a scene: uint8 [64, 64, 3]."""
     picture = backdrop(spec.background).copy()
     for thing in spec.objects:
-        x, y = centre(thing, spec.word is not None)
-        paint, through = sprite(*thing.kind())
-        patch = picture[y - HALF : y + HALF, x - HALF : x + HALF]
+        paint, through = sprite(thing)
+        patch = picture[square(thing.place, spec.word is not None)]
         patch *= through
         patch += paint
-    if spec.word:
-        ink = lettering(spec.word)
-        strip = picture[WORD_ROW - 9 : WORD_ROW + 9]
-        strip += ink * ((WHITE if spec.background == "night" else OUTLINE) - strip)
+    word = spec.word or ""
+    for character, column in zip(word, letter_columns(len(word)), strict=True):
+        patch = picture[WORD_TOP : WORD_TOP + LETTER, column : column + LETTER]
+        patch += letter(character) * (ink_colour(spec.background) - patch)
     return (picture + 0.5).astype(np.uint8)
