@@ -4,15 +4,31 @@ All arms see the same images in the same order with the same noise, start sampli
 noise, and differ in nothing but the captions they train on.
 """
 
+import copy
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
+from torch import Tensor
 
-from dalle3lib import UserError, diffusion, paths, stats, text, unet, vae
+from dalle3lib import (
+    UserError,
+    diffusion,
+    files,
+    foundation,
+    paths,
+    quality,
+    runs,
+    stats,
+    text,
+    unet,
+    vae,
+)
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score
 from dalle3lib.images import Record, open_source
@@ -27,6 +43,17 @@ def label(name: str) -> str:
     """The name of an arm as readers see it: "dsc-95-0" becomes "DSC 95 %"."""
     kind, ratio, _ = name.rsplit("-", 2)
     return "original only" if kind == "original" else f"{kind.upper()} {ratio} %"
+
+
+def load(name: str) -> tuple[UNet2DConditionModel, float]:
+    """A shipped arm: its averaged weights (float32, frozen) and the guidance chosen for it.
+
+    ``name`` is kind and ratio: "original-0", "ssc-95", "dsc-95" or "dsc-80". Raises UserError if
+    it is not shipped or damaged.
+    """
+    directory = paths.foundation(f"unet-{name}")
+    model = UNet2DConditionModel.from_pretrained(directory).float().eval().requires_grad_(False)
+    return model, files.read_json(directory / "manifest.json")["quality"]["guidance"]
 
 
 def snapshot_steps(steps: int, count: int) -> list[int]:
@@ -95,35 +122,146 @@ def evaluation_records(cfg: Parameters) -> list[Record]:
     return list(open_source(cfg.data, "dev", cfg.prompts, noise=cfg.noise))
 
 
-def score_snapshots(
-    cfg: Parameters, model: UNet2DConditionModel, directory: Path
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Sample every snapshot with both sets of prompts and score the pictures with CLIP.
+@dataclass(frozen=True)
+class Studio:
+    """What turns prompts into scored pictures, whatever the arm: the models and the prompts.
 
-    Returns one row for each (step, kind of prompt, prompt) with its CLIP score (100 × cosine),
-    and the last snapshot's pictures uint8 [N, H, W, 3] by kind of prompt.
+    ``texts`` and ``states`` are by kind of prompt; ``records`` are the images they belong to.
     """
-    autoencoder = vae.load(paths.foundation("vae"))
+
+    autoencoder: AutoencoderKL
+    scorer: tuple
+    records: list[Record]
+    texts: dict[str, list[str]]
+    states: dict[str, list[Tensor]]
+
+
+def studio(records: list[Record]) -> Studio:
+    """Load the shipped models and encode the two sets of prompts of the records."""
     encoder, tokenizer = text.load(paths.foundation("t5"))
-    scorer = clip_score.load(paths.foundation("clip"))
-    texts = prompts(evaluation_records(cfg))
+    texts = prompts(records)
     states = {kind: text.encode(encoder, tokenizer, t) for kind, t in texts.items()}
+    autoencoder = vae.load(paths.foundation("vae"))
+    return Studio(autoencoder, clip_score.load(paths.foundation("clip")), records, texts, states)
+
+
+def score(
+    model: UNet2DConditionModel, on: Studio, *, seed: int, steps: int, guidance: float
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Sample both sets of prompts and score the pictures; (table, pictures by kind of prompt).
+
+    The table has one row for each (kind, prompt): the CLIP score (100 × cosine) with the prompt
+    and, where the records hold facts, the share of the image's facts that the reader finds.
+    Pictures are uint8 [N, H, W, 3].
+    """
     rows, pictures = [], {}
+    for kind, asked in on.texts.items():
+        options = {"seed": seed, "steps": steps, "guidance": guidance}
+        pictures[kind] = sample(model, on.autoencoder, on.states[kind], **options)
+        clip = clip_score.clip_scores(*on.scorer, pictures[kind], asked)
+        table = pd.DataFrame({"kind": kind, "prompt": asked, "score": clip})
+        rows.append(table.join(quality.facts_read(pictures[kind], on.records)))
+    return pd.concat(rows, ignore_index=True), pictures
+
+
+def choose_guidance(cfg: Parameters, model: UNet2DConditionModel) -> pd.Series:
+    """The mean CLIP score of both kinds of prompt at each scale in ``cfg.guidances``.
+
+    The prompts are the ``cfg.tuning`` records of the dev split that follow those the arm is
+    evaluated on (fewer images than that overlap). The scale to use is the series' ``idxmax()``.
+    """
+    source = open_source(cfg.data, "dev", cfg.prompts + cfg.tuning, noise=cfg.noise)
+    on = studio(list(source)[-cfg.tuning :])
+    options = {"seed": cfg.seed, "steps": cfg.sampling_steps}
+    means = {g: score(model, on, guidance=g, **options)[0].score.mean() for g in cfg.guidances}
+    return pd.Series(means, name="CLIP score").rename_axis("guidance")
+
+
+def score_snapshots(
+    cfg: Parameters, model: UNet2DConditionModel, directory: Path, guidance: float
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """``score`` of every snapshot in ``directory``, with a column ``step``.
+
+    Returns all tables as one, and the last snapshot's pictures; ``model`` ends with its weights.
+    """
+    on, tables, pictures = studio(evaluation_records(cfg)), [], {}
+    options = {"seed": cfg.seed, "steps": cfg.sampling_steps, "guidance": guidance}
     for step in snapshot_steps(cfg.steps, cfg.evaluations):
         model.load_state_dict(load_file(directory / f"ema-{step:06d}.safetensors"))
-        for kind, prompt in texts.items():
-            pictures[kind] = sample(
-                model,
-                autoencoder,
-                states[kind],
-                seed=cfg.seed,
-                steps=cfg.sampling_steps,
-                guidance=cfg.guidance,
-            )
-            scores = clip_score.clip_scores(*scorer, pictures[kind], prompt)
-            rows.append(pd.DataFrame({"prompt": prompt, "score": scores, "kind": kind}))
-            rows[-1]["step"] = step
-    return pd.concat(rows, ignore_index=True), pictures
+        table, pictures = score(model, on, **options)
+        tables.append(table.assign(step=step))
+    return pd.concat(tables, ignore_index=True), pictures
+
+
+def save(model: UNet2DConditionModel, directory: Path) -> None:
+    """Write a trained arm in diffusers' layout, in half precision."""
+    copy.deepcopy(model).half().save_pretrained(directory)
+
+
+def ship(run: Path) -> Path:
+    """Copy a finished arm's weights from its run directory to ``data/foundation``; its new place.
+
+    The manifest tells the guidance chosen for it and what was measured in the run.
+    """
+    manifest, results = runs.load(run), runs.results(run)
+    given, seconds = manifest["parameters"], results["training_seconds"]
+    out = paths.ROOT / "data" / "foundation" / f"unet-{given['kind']}-{given['ratio']}"
+    shutil.copytree(run / "unet", out, dirs_exist_ok=True)
+    measured = {"guidance": results["guidance"]}
+    measured |= {f"clip_{kind}": round(value, 2) for kind, value in results["clip"].items()}
+    read = results["facts"].get("descriptive", {})
+    measured |= {f"read_{kind}": round(share, 3) for kind, share in read.items()}
+    wall, cpu = foundation.clock()
+    started = wall - seconds["wall"], cpu - seconds["processor"]
+    options = {"seed": given["seed"], "steps": given["steps"], "quality": measured}
+    foundation.finish(out, started=started, **options)
+    return out
+
+
+# ---- comparing arms ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is compared: an arm's scores (as of ``score_snapshots``), its last pictures by kind of
+    prompt, and what to tell about it."""
+
+    scores: pd.DataFrame
+    pictures: dict[str, np.ndarray]
+    about: dict
+
+
+def live_run(cfg: Parameters, name: str) -> Path | None:
+    """The finished run of arm ``name`` (kind-ratio-seed), or None if the shipped arm stands in.
+
+    Raises UserError, naming the command that trains it, if there is neither.
+    """
+    kind, ratio, seed = name.rsplit("-", 2)
+    path = runs.run_path(cfg, "04a_train_arm", kind, ratio, seed)
+    shipped = cfg.data == "world" and seed == "0" and f"{kind}-{ratio}" in foundation.ARMS
+    if shipped and not (path / "manifest.json").is_file():
+        return None
+    return runs.find(cfg, "04a_train_arm", kind, ratio, seed)
+
+
+def outcome(cfg: Parameters, name: str, run: Path | None) -> Outcome:
+    """The outcome of an arm: read from its live run, or sampled now from the shipped weights."""
+    if run:
+        manifest, results = runs.load(run), runs.results(run)
+        scores = pd.read_parquet(run / "scores.parquet")
+        pictures = {k: np.load(run / f"pictures-{k}.npy") for k in scores.kind.unique()}
+        minutes = results["training_seconds"]["processor"] / 60
+        about = {"source": manifest["run"], "steps": manifest["parameters"]["steps"]}
+        about |= {"guidance": results["guidance"], "processor minutes": minutes}
+        return Outcome(scores, pictures, about)
+    shipped, seed = name.rsplit("-", 1)
+    model, guidance = load(shipped)
+    on, steps = studio(evaluation_records(cfg)), cfg.sampling_steps
+    scores, pictures = score(model, on, seed=int(seed), steps=steps, guidance=guidance)
+    manifest = quality.manifest(f"unet-{shipped}")
+    about = {"source": "shipped", "steps": manifest["steps"], "guidance": guidance}
+    about |= {"processor minutes": manifest["cpu_seconds"] / 60}
+    return Outcome(scores.assign(step=manifest["steps"]), pictures, about)
 
 
 def summarise(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -40,6 +40,11 @@ def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, step:
             average[name].lerp_(value, 1 - decay)
 
 
+def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
+    """A copy of ``value`` in the memory layout of ``weight``, which a file does not keep."""
+    return torch.empty_like(weight).copy_(value)
+
+
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state = optimizer.state_dict()["state"]
     return {f"{i}.{k}": v for i, values in state.items() for k, v in values.items()}
@@ -52,7 +57,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         index, key = name.split(".", 1)
         weight = weights[int(index)]
         if value.shape == weight.shape:  # the fused step walks memory: lay it out as the weight is
-            value = torch.empty_like(weight).copy_(value)
+            value = _laid_out_as(weight, value)
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
@@ -140,7 +145,8 @@ def train(
         start, parts = found
         model.load_state_dict(parts["model"])
         _restore_optimizer(optimizer, parts["optimizer"])
-        average = parts.get("ema", {})
+        weights = model.state_dict()
+        average = {k: _laid_out_as(weights[k], v) for k, v in parts.get("ema", {}).items()}
         log = {name: values.tolist() for name, values in parts["log"].items()}
     model.train()
     progress = tqdm(

@@ -93,9 +93,23 @@ def step_loss(model: AutoencoderKL, images, *, seed: int, batch: int):
 
 
 @torch.no_grad()
-def latent_scale(model: AutoencoderKL, images: Tensor) -> float:
-    """The factor that gives latents unit standard deviation (config entry ``scaling_factor``)."""
-    return 1 / model.encode(images).latent_dist.mean.std().item()
+def standardise(model: AutoencoderKL, images: Tensor) -> None:
+    """Give every latent channel mean 0 and deviation 1 on ``images``, in place.
+
+    A diffusion model adds the same noise to all channels, so a channel of small deviation, however
+    much it says, would be lost first. The 1 x 1 convolutions on either side of the latent take the
+    change up: reconstructions stay what they were.
+    """
+    z = model.encode(images).latent_dist.mean
+    mean, deviation = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    out, back, channels = model.quant_conv, model.post_quant_conv, len(mean)
+    back.bias += (back.weight * mean[:, None, None]).sum((1, 2, 3))
+    back.weight *= deviation[:, None, None]
+    out.bias[:channels] -= mean
+    out.bias[:channels] /= deviation
+    out.weight[:channels] /= deviation[:, None, None, None]
+    out.bias[channels:] -= 2 * deviation.log()  # the second half is the logarithm of the variance
+    model.register_to_config(scaling_factor=1.0)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

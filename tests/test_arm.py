@@ -1,6 +1,7 @@
 """One arm: its name, its snapshots, training, the two sets of prompts, scores and their summary."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from dalle3lib import UserError, arm
+from dalle3lib import UserError, arm, paths, runs
 from dalle3lib.config import Parameters
 from dalle3lib.images import Record
 from dalle3lib.latents import Cache
@@ -21,12 +22,13 @@ torch.set_num_threads(1)
 VALUES = {
     "data": "world", "noise": 0.5, "prompts": 3, "kind": "dsc", "ratio": 95, "seed": 0,
     "channels": [16, 32, 32], "batch": 4, "steps": 6, "lr": 1e-3, "dropout": 0.1,
-    "checkpoint_every": 3, "evaluations": 2, "sampling_steps": 2, "guidance": 3.0,
+    "checkpoint_every": 3, "evaluations": 2, "sampling_steps": 2, "guidances": [1, 3],
+    "tuning": 2,
 }  # fmt: skip
 
 
-def parameters(**changes) -> Parameters:
-    return Parameters("04a_train_arm", "smoke", VALUES | changes)
+def parameters(root: Path = Path("nowhere"), **changes) -> Parameters:
+    return Parameters("04a_train_arm", "smoke", VALUES | changes, root=root)
 
 
 def tiny_cache(count: int = 8, width: int = 128) -> Cache:
@@ -166,12 +168,13 @@ def test_every_snapshot_is_scored_with_both_sets_of_prompts(foundations, tmp_pat
         return sample(network, *arguments, **options)
 
     monkeypatch.setattr(arm, "sample", noted)
-    table, pictures = arm.score_snapshots(cfg, model, tmp_path)
+    table, pictures = arm.score_snapshots(cfg, model, tmp_path, guidance=3.0)
     for weight, step in zip(used, (3, 3, 6, 6), strict=True):  # each with its own weights
         snapshot = load_file(tmp_path / f"ema-{step:06d}.safetensors")
         assert torch.equal(weight, snapshot["conv_out.weight"].float())
     assert not torch.equal(used[0], used[2])
-    assert list(table.columns) == ["prompt", "score", "kind", "step"]
+    assert list(table.columns)[:3] == ["kind", "prompt", "score"] and "step" in table
+    assert {"colour-shape", "background", "count"} <= set(table.columns)
     assert table.groupby(["step", "kind"]).size().to_dict() == {
         (step, kind): 3 for step in (3, 6) for kind in ("original", "descriptive")
     }
@@ -188,6 +191,88 @@ def test_every_snapshot_is_scored_with_both_sets_of_prompts(foundations, tmp_pat
         *scorer, pictures["descriptive"], descriptive.prompt.tolist()
     )
     assert again == pytest.approx(descriptive.score.to_numpy(), abs=1e-4)
+
+
+def test_the_facts_of_a_table_are_what_the_reader_finds(foundations, monkeypatch):
+    """A sampler that paints the true images gets every fact, whatever the prompt."""
+    records = list(World("dev", 3))
+    monkeypatch.setattr(arm, "sample", lambda *_, **__: np.stack([r.image for r in records]))
+    table, _ = arm.score(None, arm.studio(records), seed=0, steps=1, guidance=1.0)
+    assert len(table) == 6 and (table[["colour-shape", "background", "count"]] == 1).all(axis=None)
+    bare = [replace(r, facts=None) for r in records]
+    table, _ = arm.score(None, arm.studio(bare), seed=0, steps=1, guidance=1.0)
+    assert list(table.columns) == ["kind", "prompt", "score"]
+
+
+def test_guidance_is_chosen_by_score_on_prompts_of_its_own(foundations, monkeypatch):
+    seen = []
+
+    def score(model, on, *, seed, steps, guidance):
+        seen.append([r.key for r in on.records])
+        return pd.DataFrame({"score": [guidance, 10 * guidance]}), {}
+
+    monkeypatch.setattr(arm, "score", score)
+    tried = arm.choose_guidance(parameters(guidances=[3, 1]), None)
+    assert tried.to_dict() == {3: 16.5, 1: 5.5} and tried.idxmax() == 3
+    assert seen == [["dev-000003", "dev-000004"]] * 2  # the three before are for evaluation
+
+
+# ---- shipped and live arms -----------------------------------------------------------------------
+
+
+def live(root: Path, name: str = "dsc-95-0"):
+    """A finished run of an arm under ``root``, as notebook 04a leaves it: (directory, U-Net)."""
+    kind, ratio, seed = name.rsplit("-", 2)
+    cfg = parameters(root, kind=kind, ratio=int(ratio), seed=int(seed))
+    run = runs.open_run(cfg, "kind", "ratio", "seed")
+    torch.manual_seed(5)
+    model = arm.unet.build((16, 32, 32))
+    arm.save(model, run.path / "unet")
+    table = pd.DataFrame({"kind": ["original"], "prompt": ["a"], "score": [1.5], "step": [6]})
+    table.to_parquet(run.path / "scores.parquet")
+    np.save(run.path / "pictures-original.npy", np.zeros((1, 64, 64, 3), np.uint8))
+    results = {"claims": {}, "clip": {"original": 1.5}, "guidance": 3.0}
+    results["facts"] = {"descriptive": {"colour-shape": 0.25}, "original": {"colour-shape": 0.125}}
+    run.finish(results | {"training_seconds": {"wall": 120, "processor": 60}})
+    return run.path, model
+
+
+def test_a_live_run_goes_before_the_shipped_arm(foundations, tmp_path):
+    cfg = parameters(tmp_path)
+    assert arm.live_run(cfg, "dsc-95-0") is None
+    stands_in = arm.outcome(cfg, "dsc-95-0", None)
+    assert stands_in.about["source"] == "shipped" and stands_in.about["guidance"] == 2
+    assert len(stands_in.scores) == 6 and set(stands_in.pictures) == {"original", "descriptive"}
+    path, _ = live(tmp_path)
+    assert arm.live_run(cfg, "dsc-95-0") == path
+    found = arm.outcome(cfg, "dsc-95-0", path)
+    assert found.scores.score.tolist() == [1.5] and list(found.pictures) == ["original"]
+    assert found.about["processor minutes"] == 1 and found.about["guidance"] == 3
+
+
+@pytest.mark.parametrize(
+    "name, data", [("dsc-65-0", "world"), ("dsc-95-7", "world"), ("dsc-95-0", "x")]
+)
+def test_an_arm_that_is_neither_live_nor_shipped(foundations, tmp_path, name, data):
+    with pytest.raises(UserError, match="python -m dalle3lib run 04a_train_arm"):
+        arm.live_run(parameters(tmp_path, data=data), name)
+
+
+def test_shipping_an_arm_and_loading_it(tmp_path, monkeypatch):
+    path, model = live(tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    assert arm.ship(path) == tmp_path / "data" / "foundation" / "unet-dsc-95"
+    loaded, guidance = arm.load("dsc-95")
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name].half().float()), name
+    assert guidance == 3 and not loaded.training
+    manifest = arm.quality.manifest("unet-dsc-95")
+    assert manifest["quality"] == {"guidance": 3, "clip_original": 1.5, "read_colour-shape": 0.25}
+    assert (manifest["seed"], manifest["steps"]) == (0, 6)
+    assert manifest["cpu_seconds"] == pytest.approx(60, abs=5)
+
+
+# ---- summaries -----------------------------------------------------------------------------------
 
 
 def test_summary_by_hand():

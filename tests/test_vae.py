@@ -1,4 +1,4 @@
-"""The autoencoder: diffusers' interface, files of both kinds, loss, latent scale, PSNR."""
+"""The autoencoder: diffusers' interface, files of both kinds, loss, standard latents, PSNR."""
 
 from types import SimpleNamespace
 
@@ -134,10 +134,19 @@ def test_step_loss_is_a_function_of_the_step():
 
 
 @torch.no_grad()
-def test_latent_scale_gives_unit_deviation():
+def test_standardised_latents_decode_to_the_same_images():
     model, images = random_model(), random_images(8)
-    scaled = vae.latent_scale(model, images) * model.encode(images).latent_dist.mean
-    assert scaled.std().item() == pytest.approx(1, abs=1e-5)
+    before = model.encode(images).latent_dist
+    noise = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(1))
+    images_before = model.decode(before.mean + before.std * noise).sample
+    vae.standardise(model, images)
+    after = model.encode(images).latent_dist
+    assert torch.allclose(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-5)
+    assert torch.allclose(after.mean.std((0, 2, 3)), torch.ones(4), atol=1e-5)
+    assert not torch.allclose(before.mean.std((0, 2, 3)), torch.ones(4), atol=0.05)
+    images_after = model.decode(after.mean + after.std * noise).sample  # the spread moves along
+    assert torch.allclose(images_after, images_before, atol=1e-4)
+    assert model.config.scaling_factor == 1
 
 
 def test_psnr_by_hand():

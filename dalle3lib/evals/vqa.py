@@ -1,0 +1,329 @@
+"""The judge: a visual question answering model (BLIP; Li et al. 2022) that looks at a picture.
+
+The network is transformers' ``BlipForQuestionAnswering`` of any size: a vision transformer reads
+the picture, a text encoder reads the question while it attends to the picture, and a text decoder
+writes the answer while it attends to the question. ``build`` makes a tiny one for the world;
+``load("Salesforce/blip-vqa-base")`` gives a public one, and the same functions then ask it.
+
+Three traps of that class are avoided here. A picture is encoded once however many questions are
+asked of it. Questions of one length are read together and never padded: ``generate`` lets the
+decoder attend to pads, and transformers 5 drops every mask of BLIP's cross-attention, so that an
+answer would change with the questions beside it. And the weights of a new vision model have a
+deviation of 1e-10 by default, from which nothing is learned.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    BlipConfig,
+    BlipForQuestionAnswering,
+    BlipImageProcessor,
+    BlipProcessor,
+)
+
+from dalle3lib import UserError, text, world
+from dalle3lib.randomness import rng
+from dalle3lib.world.questions import Question
+
+# The world's judge, in transformers' configuration schema.
+VISION = {
+    "image_size": 64,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.02,
+}
+TEXT = {  # of the question's encoder and of the answer's decoder alike
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": text.PAD,
+    "bos_token_id": text.START,
+    "eos_token_id": text.END,
+    "sep_token_id": text.END,  # ends an answer
+}
+MAX_ANSWER = 10  # tokens
+
+
+# ---- the model, on disk and in memory ------------------------------------------------------------
+
+
+def train_tokenizer(world_scene: Callable[[int], world.Scene], count: int = 3000):
+    """A byte-level tokenizer learned from questions, answers and captions of ``count`` scenes."""
+    texts = []
+    for i in range(count):
+        spec, random = world_scene(i), rng(0, "judge/tokenizer", i)
+        texts += [t for question in world.questions(spec, random) for t in question[:2]]
+        texts.append(world.descriptive_caption(spec, random))
+    return text.train_tokenizer(texts, start=True)
+
+
+def make_processor(tokenizer) -> BlipProcessor:
+    """The world's processor: pictures of 64 pixels to [-1, 1], texts through ``tokenizer``."""
+    half, side = [0.5, 0.5, 0.5], {"height": 64, "width": 64}
+    return BlipProcessor(BlipImageProcessor(size=side, image_mean=half, image_std=half), tokenizer)
+
+
+def build(tokenizer, seed: int) -> BlipForQuestionAnswering:
+    """An untrained judge; its weights depend on ``seed`` alone, its words on the tokenizer."""
+    config = BlipConfig(vision_config=VISION, text_config=TEXT | {"vocab_size": len(tokenizer)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BlipForQuestionAnswering(config)
+
+
+def save(model: BlipForQuestionAnswering, processor: BlipProcessor, directory: Path | str) -> None:
+    """Writes weights (fp16), configuration, tokenizer and image processor as transformers does."""
+    copy.deepcopy(model).half().save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def load(name: Path | str, **options) -> tuple[BlipForQuestionAnswering, BlipProcessor]:
+    """Model (float32, frozen, evaluation mode) and processor, from a directory or a public name.
+
+    ``options`` (``revision``, ...) go to both ``from_pretrained`` calls. Raises UserError if there
+    is no such model or its files are damaged.
+    """
+    try:
+        model = BlipForQuestionAnswering.from_pretrained(name, **options)
+        processor = BlipProcessor.from_pretrained(name, **options)
+    except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
+        raise UserError(f"The judge {name} cannot be loaded ({error}).") from error
+    return model.float().eval().requires_grad_(False), processor
+
+
+# ---- the network, step by step -------------------------------------------------------------------
+
+
+def look(model: BlipForQuestionAnswering, processor: BlipProcessor, images: np.ndarray) -> Tensor:
+    """What the vision transformer sees in pictures uint8 [N, H, W, 3]: states [N, patches + 1, d].
+
+    The processor resizes the pictures to the model's size and normalises them.
+    """
+    options = {"input_data_format": "channels_last", "return_tensors": "pt"}
+    prepared = processor.image_processor(list(images), **options).pixel_values
+    return model.vision_model(pixel_values=prepared.to(model.device)).last_hidden_state
+
+
+def by_length(
+    processor: BlipProcessor, texts: Sequence[str]
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """The texts in groups of one length: yields (their numbers [n], their token ids [n, L])."""
+    ids = processor.tokenizer(list(texts)).input_ids
+    lengths = np.array([len(tokens) for tokens in ids])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        yield rows, torch.tensor([ids[i] for i in rows])
+
+
+def read(model: BlipForQuestionAnswering, ids: Tensor, seen: Tensor) -> Tensor:
+    """The states [n, L, d] of questions with token ids [n, L], each read before what was seen."""
+    return model.text_encoder(ids.to(model.device), encoder_hidden_states=seen).last_hidden_state
+
+
+def targets(processor: BlipProcessor, start: int, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What the decoder reads and what it should write: token ids and labels [N, L].
+
+    The decoder starts from the token ``start``, in BLIP not the one that starts a question; pads
+    have the label -100, which losses pass over.
+    """
+    batch = processor.tokenizer(list(texts), padding=True, return_tensors="pt")
+    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
+    ids = batch.input_ids.clone()
+    ids[:, 0] = start
+    return ids[:, :-1], labels[:, 1:]
+
+
+def answer_loss(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    seen: Tensor,
+    questions: Sequence[str],
+    answers: Sequence[str],
+) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens, end token included: a scalar, in nats.
+
+    ``seen`` [N, patches + 1, d] is what the picture of each question shows.
+    """
+    ids, labels = (
+        t.to(model.device) for t in targets(processor, model.decoder_start_token_id, answers)
+    )
+    total = 0
+    for rows, asked in by_length(processor, questions):
+        states = read(model, asked, seen[rows])
+        logits = model.text_decoder(ids[rows], encoder_hidden_states=states).logits
+        total += F.cross_entropy(logits.flatten(0, 1), labels[rows].flatten(), reduction="sum")
+    return total / (labels != -100).sum()
+
+
+def caption_loss(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    seen: Tensor,
+    captions: Sequence[str],
+) -> Tensor:
+    """Mean negative log-likelihood of the tokens of pictures' captions: a scalar, in nats.
+
+    The decoder attends to what is seen instead of to a question: BLIP's pretraining with a
+    language modelling loss, from which its question answering starts (Li et al. 2022, §3.1).
+    """
+    start = model.decoder_start_token_id
+    ids, labels = (t.to(model.device) for t in targets(processor, start, captions))
+    logits = model.text_decoder(ids, encoder_hidden_states=seen).logits
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def step_loss(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    world_scene: Callable[[int], world.Scene],
+    *,
+    seed: int,
+    batch: int,
+    pretraining: int,
+) -> Callable[[int], dict[str, Tensor]]:
+    """The loss as a function of the step, for ``train.train``.
+
+    Each step renders ``batch`` scenes never seen before, number ``step * batch`` and following of
+    ``world_scene``. In the first ``pretraining`` steps they are described, for from answers alone a
+    network takes long to learn to see. From then on one question of every kind is asked about
+    each scene in every other step, and those between describe on.
+    """
+
+    def at(step: int) -> dict[str, Tensor]:
+        random = rng(seed, "judge/questions", step)
+        specs = [world_scene(step * batch + i) for i in range(batch)]
+        if step < pretraining or step % 2:
+            seen = look(model, processor, np.stack([world.render(spec) for spec in specs]))
+            captions = [world.descriptive_caption(spec, random) for spec in specs]
+            return {"loss": caption_loss(model, processor, seen, captions)}
+        asked = [ask(spec, random) for spec in specs]
+        of = np.repeat(np.arange(batch), [len(a) for a in asked])
+        flat = [q for a in asked for q in a]
+        pictures = np.stack([world.render(spec) for spec in specs])
+        seen = look(model, processor, pictures)[of]
+        texts, answers, _ = zip(*flat, strict=True)
+        return {"loss": answer_loss(model, processor, seen, texts, answers)}
+
+    return at
+
+
+def ask(spec: world.Scene, random: np.random.Generator) -> list[Question]:
+    """One question of every kind that a scene allows, in the order of their names."""
+    by_kind = defaultdict(list)
+    for question in world.questions(spec, random):
+        by_kind[question.kind].append(question)
+    return [same[int(random.integers(len(same)))] for _, same in sorted(by_kind.items())]
+
+
+# ---- asking --------------------------------------------------------------------------------------
+
+
+def _states(model, processor, images: np.ndarray, questions: Sequence[str], of, batch: int):
+    """Yields the numbers of some questions of one length and their states, until all were read."""
+    of = np.arange(len(images)) if of is None else np.asarray(of)
+    if len(of) != len(questions):
+        raise UserError(
+            f"There are {len(of)} pictures but {len(questions)} questions: give one picture each."
+        )
+    used = np.unique(of)
+    for which in (used[i : i + batch] for i in range(0, len(used), batch)):
+        seen = look(model, processor, images[which])
+        rows = np.flatnonzero(np.isin(of, which))
+        for part, ids in by_length(processor, [questions[i] for i in rows]):
+            here = np.searchsorted(which, of[rows[part]])
+            yield rows[part], read(model, ids, seen[here])
+
+
+@torch.no_grad()
+def answer(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    images: np.ndarray,
+    questions: Sequence[str],
+    of: Sequence[int] | None = None,
+    batch: int = 32,
+) -> list[str]:
+    """The judge's most likely answer, token by token, to each question: N strings.
+
+    ``images`` are uint8 [N, H, W, 3], one for each question; or ``of`` [N] gives the number of the
+    image that each question is about, and an image is encoded once for all its questions, ``batch``
+    images at a time. Raises UserError if there are not as many.
+    """
+    answers = [""] * len(questions)
+    end = model.config.text_config.sep_token_id
+    for rows, states in _states(model, processor, images, questions, of, batch):
+        ids = torch.full((len(rows), 1), model.decoder_start_token_id, device=model.device)
+        done = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
+        while not done.all() and ids.shape[1] <= MAX_ANSWER:
+            logits = model.text_decoder(ids, encoder_hidden_states=states).logits
+            following = logits[:, -1].argmax(-1)
+            following[done] = end
+            done |= following == end
+            ids = torch.cat([ids, following[:, None]], 1)
+        texts = processor.tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
+        for row, said in zip(rows, texts, strict=True):
+            answers[row] = said.strip()
+    return answers
+
+
+@torch.no_grad()
+def p_yes(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    images: np.ndarray,
+    questions: Sequence[str],
+    of: Sequence[int] | None = None,
+    batch: int = 32,
+) -> np.ndarray:
+    """How surely the answer is yes, rather than no: float64 [N] in [0, 1].
+
+    p(yes) / (p(yes) + p(no)) of the answer's first token, as BLIP-VQA of T2I-CompBench (Huang et
+    al. 2023). Arguments and errors as ``answer``; a tokenizer must give both words tokens of their
+    own.
+    """
+    yes, no = (processor.tokenizer(w, add_special_tokens=False).input_ids[0] for w in ("yes", "no"))
+    if yes == no:
+        raise UserError('The tokenizer begins "yes" and "no" alike: train it on these answers.')
+    values = np.empty(len(questions))
+    for rows, states in _states(model, processor, images, questions, of, batch):
+        start = torch.full((len(rows), 1), model.decoder_start_token_id, device=model.device)
+        logits = model.text_decoder(start, encoder_hidden_states=states).logits[:, 0].double()
+        values[rows] = (logits[:, yes] - logits[:, no]).sigmoid().cpu().numpy()
+    return values
+
+
+def accuracy(
+    model: BlipForQuestionAnswering,
+    processor: BlipProcessor,
+    specs: Sequence[world.Scene],
+    seed: int = 0,
+) -> dict[str, float]:
+    """The share of right answers to all questions on rendered scenes, by kind and of "all" kinds.
+
+    An answer is right if it equals the true one letter by letter.
+    """
+    asked = [world.questions(spec, rng(seed, "judge/test", i)) for i, spec in enumerate(specs)]
+    of = np.repeat(np.arange(len(specs)), [len(questions) for questions in asked])
+    flat = [question for questions in asked for question in questions]
+    pictures = np.stack([world.render(spec) for spec in specs])
+    right = defaultdict(list)
+    said = answer(model, processor, pictures, [q.text for q in flat], of)
+    for question, reply in zip(flat, said, strict=True):
+        for kind in (question.kind, "all"):
+            right[kind].append(reply == question.answer)
+    return {kind: float(np.mean(right[kind])) for kind in sorted(right)}

@@ -1,0 +1,124 @@
+"""How good the foundations are, measured on held-out scenes of the ``dev`` split.
+
+The numbers stand in each manifest, and ``report`` measures them again from the shipped files.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from dalle3lib import captioner as coca
+from dalle3lib import captions, files, paths, vae
+from dalle3lib.captions import by_kind
+from dalle3lib.evals import clip_score, vqa
+from dalle3lib.images import Record, stack, to_tensor, to_uint8
+from dalle3lib.recaption import LENGTH
+from dalle3lib.world import Scene, World, reader, scene
+
+# Which captions each captioner has learned from, as fields of a record.
+LEARNED = {"coca-base": "alt", "coca-dsc": "descriptive", "coca-ssc": "short"}
+
+
+def held_out(count: int) -> list[Record]:
+    """The first ``count`` records of the dev split, with the default alt-text."""
+    return list(World("dev", count))
+
+
+def held_out_scenes(count: int) -> list[Scene]:
+    """The specifications of the same scenes."""
+    return [scene("dev", i) for i in range(count)]
+
+
+@torch.no_grad()
+def reconstruct(model, images: np.ndarray, batch: int = 100) -> Tensor:
+    """What is left of images uint8 [N, H, W, 3] after encoding and decoding: [N, 3, H, W]."""
+    parts = to_tensor(images).split(batch)
+    return torch.cat([model.decode(model.encode(x).latent_dist.mean).sample for x in parts])
+
+
+def facts_read(images: np.ndarray, records: list[Record]) -> pd.DataFrame:
+    """Which share of each record's facts the reader finds in the image uint8 [N, 64, 64, 3].
+
+    One row per record, one column per kind of fact (``reader.recall``), NaN where a record has
+    no such fact; no columns at all if the records hold no facts.
+    """
+    if not all(record.facts for record in records):
+        return pd.DataFrame(index=range(len(records)))
+    read = reader.read(images)
+    return pd.DataFrame([reader.recall(f, r.facts) for f, r in zip(read, records, strict=True)])
+
+
+def autoencoder(model, count: int = 500) -> dict[str, float]:
+    """Mean PSNR (dB) of reconstructions, and which facts the reader still finds in them."""
+    records = held_out(count)
+    decoded = reconstruct(model, stack(records))
+    shares = facts_read(to_uint8(decoded), records).mean()
+    loss_db = vae.psnr(decoded, to_tensor(stack(records))).mean().item()
+    return {"psnr_db": round(loss_db, 2)} | {f"read_{k}": round(v, 3) for k, v in shares.items()}
+
+
+def scorer(model, tokenizer, count: int = 500) -> dict[str, float]:
+    """Top-1 retrieval among 100 held-out texts, for each kind of caption."""
+    records = held_out(count)
+    image = clip_score.image_features(model, stack(records))
+    return {
+        f"retrieval_{kind}": round(
+            clip_score.retrieval_top1(image, clip_score.text_features(model, tokenizer, texts)), 3
+        )
+        for kind, texts in by_kind(records).items()
+    }
+
+
+def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float]:
+    """How well a captioner knows held-out human captions, and which facts its own ones state.
+
+    ``field`` is the caption it learned from: "alt", "short" or "descriptive". Returns the mean
+    negative log-likelihood in nats per token and, but for alt-text, the share of facts stated by
+    its greedy captions (of the main subject alone where the captions are short).
+    """
+    records = held_out(count)
+    images, human = stack(records), [getattr(r, field) for r in records]
+    nats = coca.token_log_likelihood(model, tokenizer, images, human)
+    measured = {"nats_per_token": round(nats, 3)}
+    if field == "alt":
+        return measured
+    length = LENGTH["ssc" if field == "short" else "dsc"]
+    own = coca.caption(model, tokenizer, images, max_len=length, progress=False)
+    subject = [main_subject(r) if field == "short" else r for r in records]
+    told = [replace(r, alt=text) for r, text in zip(subject, own, strict=True)]
+    stated = captions.coverage(told)["alt-text"]
+    kinds = ("colour", "shape") if field == "short" else stated.index
+    return measured | {f"states_{kind}": round(stated[kind], 3) for kind in kinds}
+
+
+def main_subject(record: Record) -> Record:
+    """The record with the facts of its main subject alone: what a short caption should state."""
+    objects = record.facts["objects"]
+    main = max(objects, key=lambda thing: thing["size"] == "large")
+    return replace(record, facts=record.facts | {"objects": [main]})
+
+
+def judge(model, processor, count: int = 500) -> dict[str, float]:
+    """The share of right answers on rendered scenes, over all questions and by kind."""
+    right = vqa.accuracy(model, processor, held_out_scenes(count))
+    return {kind: round(share, 3) for kind, share in right.items()}
+
+
+def manifest(name: str) -> dict:
+    """The manifest of a shipped foundation, every file of it checked."""
+    return files.read_json(paths.foundation(name) / "manifest.json")
+
+
+def report(count: int) -> dict[str, dict[str, float]]:
+    """The quality of the shipped foundations, measured now on ``count`` held-out scenes."""
+    measured = {
+        "vae": autoencoder(vae.load(paths.foundation("vae")), count),
+        "clip": scorer(*clip_score.load(paths.foundation("clip")), count),
+        "judge": judge(*vqa.load(paths.foundation("judge")), count),
+    }
+    for name, field in LEARNED.items():
+        measured[name] = captioner(*coca.load(paths.foundation(name)), field, count)
+    return measured

@@ -1,0 +1,94 @@
+"""How good the foundations are: measures by hand, with models that are known."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from dalle3lib import UserError, captioner, quality
+from dalle3lib.images import stack
+from dalle3lib.world import World
+
+torch.set_num_threads(1)
+RECORDS = quality.held_out(6)
+
+
+class Mirror:
+    """An autoencoder that gives back what it gets, each value times ``gain``."""
+
+    def __init__(self, gain: float = 1.0):
+        self.gain = gain
+
+    def encode(self, x):
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=x))
+
+    def decode(self, z):
+        return SimpleNamespace(sample=self.gain * z)
+
+
+def test_held_out_scenes_are_those_of_the_records():
+    assert [spec.facts() for spec in quality.held_out_scenes(6)] == [r.facts for r in RECORDS]
+    assert [r.key for r in RECORDS] == [r.key for r in World("dev", 6)]
+
+
+def test_reconstructions_do_not_depend_on_the_batch():
+    images = stack(RECORDS)
+    whole = quality.reconstruct(Mirror(0.5), images, batch=100)
+    assert torch.equal(whole, quality.reconstruct(Mirror(0.5), images, batch=4))
+    assert torch.allclose(whole[0], 0.5 * (torch.tensor(images[0]).permute(2, 0, 1) / 127.5 - 1))
+
+
+def test_facts_are_read_from_the_right_pictures():
+    table = quality.facts_read(stack(RECORDS), RECORDS)
+    assert isinstance(table, pd.DataFrame) and len(table) == 6
+    assert (table["colour-shape"] == 1).all() and (table["background"] == 1).all()
+    worded = [r.facts["word"] is not None for r in RECORDS]
+    if "word" in table:
+        assert (table["word"].notna() == worded).all()
+    others = quality.facts_read(stack(RECORDS[1:] + RECORDS[:1]), RECORDS)
+    assert others["colour-shape"].mean() < 0.5
+
+
+def test_without_facts_nothing_is_read():
+    table = quality.facts_read(stack(RECORDS), [replace(r, facts=None) for r in RECORDS])
+    assert table.shape == (6, 0)
+
+
+def test_an_autoencoder_that_loses_nothing(monkeypatch):
+    monkeypatch.setattr(quality, "held_out", lambda count: RECORDS[:count])
+    good, grey = quality.autoencoder(Mirror(), 3), quality.autoencoder(Mirror(0.0), 3)
+    assert good["read_colour-shape"] == 1 and good["psnr_db"] > 60
+    assert grey["read_colour-shape"] == 0 and grey["psnr_db"] < 15
+
+
+def test_the_main_subject_is_the_larger_object():
+    small, large = {"shape": "star", "size": "small"}, {"shape": "moon", "size": "large"}
+    record = replace(RECORDS[0], facts={"objects": [small, large], "word": None})
+    assert quality.main_subject(record).facts == {"objects": [large], "word": None}
+    equals = replace(RECORDS[0], facts={"objects": [small, dict(small, shape="heart")]})
+    assert quality.main_subject(equals).facts["objects"] == [small]
+
+
+@pytest.mark.parametrize("field", ["alt", "short", "descriptive"])
+def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
+    """One that writes the human captions states what they state."""
+    human = [getattr(r, field) for r in RECORDS]
+    monkeypatch.setattr(quality, "held_out", lambda count: RECORDS)
+    monkeypatch.setattr(captioner, "token_log_likelihood", lambda *_: 0.12345)
+    monkeypatch.setattr(captioner, "caption", lambda *_, **__: human)
+    measured = quality.captioner(SimpleNamespace(context_length=48), None, field)
+    assert measured.pop("nats_per_token") == 0.123
+    if field == "alt":
+        assert measured == {}
+    elif field == "short":  # it names the main subject, in colour and shape
+        assert measured == {"states_colour": 1, "states_shape": 1}
+    else:
+        assert set(measured.values()) == {1} and "states_background" in measured
+
+
+def test_a_missing_manifest_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
+    with pytest.raises(UserError, match="judge"):
+        quality.manifest("judge")
