@@ -27,13 +27,13 @@ GROUPS = {
         "Latent diffusion and foundations",
         (
             *("vae", "latents", "unet", "diffusion", "train", "arm", "sample", "decoder"),
-            *("foundation", "randomness"),
+            *("foundation", "quality", "randomness"),
         ),
     ),
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
     "runs": (
         "Runs, figures and the book",
-        ("paths", "config", "runs", "fingerprint", "files", "plots", "pages", "book"),
+        ("paths", "config", "runs", "fingerprint", "files", "plots", "playground", "pages", "book"),
     ),
     "other": ("The package and its commands", ()),
 }

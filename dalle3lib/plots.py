@@ -216,3 +216,33 @@ def histogram(values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> F
     axis.set(xlabel=xlabel, ylabel=ylabel)
     _tidy(axis)
     return figure
+
+
+def heatmaps(tables: dict[str, DataFrame]) -> Figure:
+    """A table of shares (0 to 1) for each name, side by side, with the percentages written in.
+
+    Rows are the same in all tables; where a table has no number its cell stays empty.
+    """
+    rows = list(dict.fromkeys(row for table in tables.values() for row in table.index))
+    columns = list(dict.fromkeys(c for table in tables.values() for c in table.columns))
+    figure, axes = plt.subplots(
+        1,
+        len(tables),
+        figsize=(1.6 + 0.55 * len(columns) * len(tables), 1.2 + 0.32 * len(rows)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+        dpi=110,
+    )
+    for axis, (name, table) in zip(axes.flat, tables.items(), strict=True):
+        shares = table.reindex(index=rows, columns=columns).to_numpy(float)
+        axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        for (row, column), share in np.ndenumerate(shares):
+            if np.isfinite(share):
+                ink = "white" if share < 0.5 else "black"
+                label = {"ha": "center", "va": "center", "fontsize": 7.5, "color": ink}
+                axis.text(column, row, f"{100 * share:.0f}", **label)
+        axis.set(title=f"{name} (%)", xticks=range(len(columns)), yticks=range(len(rows)))
+        axis.set_xticklabels(columns, rotation=45, ha="right", fontsize=8)
+        axis.set_yticklabels(rows, fontsize=8)
+    return figure

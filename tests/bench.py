@@ -11,11 +11,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle3lib import captioner, diffusion, text, unet
+from dalle3lib.train import update_ema
 from dalle3lib.world import render, scene
 
 LENGTHS = (20, 40, 76)  # tokens per caption
 BATCHES = (16, 128)
 CONTEXT = 76
+ARMS = (  # widths and batch of a U-Net
+    ((32, 64, 96), 64),
+    ((32, 64, 96), 128),
+    ((64, 96, 128), 128),
+)
 
 
 def cpu_seconds(repeats: int, function: Callable, *arguments, **options) -> float:
@@ -73,22 +79,42 @@ def gemm_rate(size: int = 1024) -> float:
     return 2 * size**3 / cpu_seconds(10, torch.matmul, a, b)
 
 
-def training(batch: int = 64) -> None:
-    """Training steps of an arm's U-Net: images per second, and the share of the GEMM rate."""
+def training() -> None:
+    """Training steps of arms' U-Nets: images per second, and the share of the GEMM rate.
+
+    First of loss and backward pass alone, then of the whole step, whose clipping, AdamW and moving
+    average hardly multiply matrices and cost the same for a batch of any size.
+    """
     latents = torch.randn(256, 4, 8, 8)
-    states = [torch.randn(5 + i % 30, 128).half() for i in range(256)]
+    states = [torch.randn(15 + i % 16, 128).half() for i in range(256)]
     best = gemm_rate()
-    print(f"training an arm (batch {batch}, fp32), one core; GEMM {best / 1e9:.0f} GFLOP/s")
-    for name, layout in (("channels last", torch.channels_last), ("default", None)):
-        model = unet.build()
-        model = model.to(memory_format=layout) if layout else model
+    print(f"training an arm (fp32), one core; GEMM {best / 1e9:.0f} GFLOP/s")
+    print(f"{'':40} {'backward':>14} {'whole step':>14}")
+    for channels, batch in ARMS:
+        model = unet.build(channels).to(memory_format=torch.channels_last)
         options = {"seed": 0, "batch": batch, "ratio": 95, "dropout": 0.1}
         loss = diffusion.step_loss(model, latents, states, states, **options)
-        with FlopCounterMode(display=False) as counter:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+        average = {name: value.clone() for name, value in model.state_dict().items()}
+
+        def backward(loss=loss) -> None:
             loss(0)["loss"].backward()
-        seconds = cpu_seconds(5, lambda at=loss: at(0)["loss"].backward())
-        share = counter.get_total_flops() / seconds / best
-        print(f"{name:>14}: {batch / seconds:6.1f} images/s, {share:.0%} of the GEMM rate")
+
+        def step(backward=backward, model=model, optimizer=optimizer, average=average) -> None:
+            backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            update_ema(average, model, decay=0.995, step=1000)
+
+        with FlopCounterMode(display=False) as counter:
+            backward()
+        flops = counter.get_total_flops() / batch
+        line = f"{'/'.join(map(str, channels)):>11} batch {batch:3} {flops / 1e9:.2f} GFLOP/image:"
+        for part in (backward, step):
+            rate = batch / cpu_seconds(5, part)
+            line += f" {rate:5.0f}/s ({rate * flops / best:4.0%})"
+        print(line, flush=True)
 
 
 def main() -> None:

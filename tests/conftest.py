@@ -80,16 +80,17 @@ def flip() -> Callable[[Path, int], None]:
 
 @pytest.fixture(scope="session")
 def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of untrained foundations, all six, in the format of the shipped ones.
+    """A directory of untrained foundations, all of them, in the format of the shipped ones.
 
     With ``DALLE3_FOUNDATION`` pointing at it everything runs fast, at the quality of chance. Its
     captioners write words up to the longest caption: they know no special token and no byte.
     """
     import torch  # here and below, because most tests need none of the models
 
-    from dalle3lib import captioner, foundation, text, vae
+    from dalle3lib import arm, captioner, foundation, text, unet, vae
     from dalle3lib.captions import by_kind
-    from dalle3lib.evals import clip_score
+    from dalle3lib.evals import clip_score, vqa
+    from dalle3lib.world import scene
 
     root = tmp_path_factory.mktemp("foundation")
     captions = by_kind(foundation.world_records("foundation", 200))
@@ -102,7 +103,9 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vae": {"psnr_db": 5.0},
         "t5": {"loss": 6.2},
         "clip": {f"retrieval_{kind}": 0.01 for kind in captions},
+        "judge": {"all": 0.01},
         **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
+        **{f"unet-{name}": {"guidance": 2.0} for name in foundation.ARMS},
     }
     started = foundation.clock()
     for seed, (name, quality) in enumerate(qualities.items()):
@@ -112,6 +115,11 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         elif name == "t5":
             text.T5EncoderModel(text.build(len(reader)).config).half().save_pretrained(root / name)
             reader.save_pretrained(root / name)
+        elif name == "judge":
+            asked = vqa.train_tokenizer(lambda i: scene("foundation", i), 300)
+            vqa.save(vqa.build(asked, seed), vqa.make_processor(asked), root / name)
+        elif name.startswith("unet-"):
+            arm.save(unet.build((16, 32, 32)), root / name)
         elif name == "clip":
             captioner.save(clip_score.build(writer, seed), writer, root / name)
         else:

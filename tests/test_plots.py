@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from dalle3lib.images import Record
-from dalle3lib.plots import caption_grid, lines, shares, word_histogram
+from dalle3lib.plots import caption_grid, heatmaps, lines, shares, word_histogram
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +53,13 @@ def test_lines_draws_percent_over_the_index():
     axis = lines(pd.DataFrame({"a": [0, 0.5]}, index=[0.0, 0.75]), "noise", "share (%)").axes[0]
     assert axis.lines[0].get_xydata().tolist() == [[0, 0], [0.75, 50]]
     assert axis.get_ylim()[0] == 0
+
+
+def test_heatmaps_write_each_share_and_leave_gaps_empty():
+    first = pd.DataFrame({"clean": [1.0, 0.25], "noised": [0.5, np.nan]}, index=["shape", "word"])
+    second = pd.DataFrame({"clean": [0.0]}, index=["word"])
+    figure = heatmaps({"reader": first, "judge": second})
+    reader, judge = figure.axes
+    assert [t.get_text() for t in reader.texts] == ["100", "50", "25"]
+    assert [(t.get_text(), t.get_position()) for t in judge.texts] == [("0", (0, 1))]
+    assert reader.get_title() == "reader (%)"

@@ -18,8 +18,8 @@ from dalle3lib.world import World
 torch.set_num_threads(1)
 CAPTIONS = by_kind(list(World("foundation", 100)))
 TEXTS = [caption for kind in CAPTIONS.values() for caption in kind]
-PLAIN = text.train_tokenizer(TEXTS, 400)
-STARTED = text.train_tokenizer(TEXTS, 400, start=True)
+PLAIN = text.train_tokenizer(TEXTS, 500)
+STARTED = text.train_tokenizer(TEXTS, 500, start=True)
 SENTINELS = range(3, 3 + text.SENTINELS)
 
 
@@ -61,13 +61,13 @@ def test_ids_of_special_tokens():
 
 
 def test_frequent_words_are_single_tokens():
-    assert len(PLAIN) == 400
+    assert len(PLAIN) == 500
     assert len(PLAIN("the background", add_special_tokens=False).input_ids) == 2
     assert len(PLAIN("Zürich", add_special_tokens=False).input_ids) >= 5  # bytes, mostly
 
 
 def test_the_same_texts_give_the_same_tokenizer():
-    again = text.train_tokenizer(TEXTS, 400)
+    again = text.train_tokenizer(TEXTS, 500)
     assert again.backend_tokenizer.to_str() == PLAIN.backend_tokenizer.to_str()
 
 
