@@ -211,10 +211,10 @@ def ship(run: Path) -> Path:
     measured |= {f"clip_{kind}": round(value, 2) for kind, value in results["clip"].items()}
     read = results["facts"].get("descriptive", {})
     measured |= {f"read_{kind}": round(share, 3) for kind, share in read.items()}
-    wall, cpu = foundation.clock()
+    wall, cpu = quality.clock()
     started = wall - seconds["wall"], cpu - seconds["processor"]
-    options = {"seed": given["seed"], "steps": given["steps"], "quality": measured}
-    foundation.finish(out, started=started, **options)
+    options = {"seed": given["seed"], "steps": given["steps"], "measured": measured}
+    quality.write_manifest(out, started, **options)
     return out
 
 

@@ -5,7 +5,7 @@ and writes it in the format of its public counterpart. The notebook ``00_foundat
 the results are shipped in ``data/foundation`` and every chapter starts from the shipped files.
 """
 
-import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -28,9 +28,10 @@ RECIPES = {
     "vae": {"seed": 0, "scenes": 60_000, "steps": 6000, "batch": 32, "lr": 8e-4},
     "clip": {"seed": 1, "scenes": 60_000, "steps": 700, "batch": 128, "lr": 1e-3},
     "judge": {
-        "seed": 2, "scenes": 1_000_000, "pretraining": 4000, "steps": 12_000, "batch": 32, "lr": 1e-3,
+        "seed": 2, "scenes": 1_000_000, "pretraining": 4000, "steps": 12_000, "batch": 32,
+        "lr": 1e-3,
     },
-    "t5": {"seed": 0, "scenes": 20_000, "steps": 1000, "batch": 48, "lr": 2e-3},
+    "t5": {"seed": 0, "scenes": 20_000, "steps": 5000, "batch": 48, "lr": 1.5e-3},
     "coca-base": {
         "seed": 0, "scenes": 40_000, "noise": 0.1, "steps": 1500, "batch": 64, "lr": 1e-3,
     },
@@ -46,33 +47,6 @@ def world_records(split: str, count: int, noise: float = 0.5) -> list[Record]:
     return list(World(split, count, noise))
 
 
-def clock() -> tuple[float, float]:
-    """Wall and processor seconds so far, to take differences of."""
-    return time.time(), time.process_time()
-
-
-def finish(
-    directory: Path, *, seed: int, steps: int, quality: dict, started: tuple[float, float]
-) -> None:
-    """Write the manifest of a foundation last: what it is, how good, and the hash of each file.
-
-    ``started`` is the ``clock()`` at the start of its training.
-    """
-    wall, cpu = (now - then for now, then in zip(clock(), started, strict=True))
-    payload = sorted(p for p in directory.iterdir() if p.is_file() and p.name != "manifest.json")
-    manifest = {
-        "name": directory.name,
-        "seed": seed,
-        "steps": steps,
-        "quality": quality,
-        "wall_seconds": round(wall, 1),
-        "cpu_seconds": round(cpu, 1),
-        "threads": torch.get_num_threads(),
-        "files": files.listing(directory, payload),
-    }
-    files.write_atomic(directory / "manifest.json", files.to_json(manifest).encode())
-
-
 def train_vae(
     work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
 ) -> dict[str, list[float]]:
@@ -80,7 +54,7 @@ def train_vae(
 
     ``work`` holds the checkpoints of the run.
     """
-    started = clock()
+    started = quality.clock()
     torch.manual_seed(seed)
     model = vae.build().to(memory_format=torch.channels_last)
     images = stack(world_records("foundation", scenes))
@@ -96,7 +70,9 @@ def train_vae(
     model.eval()
     vae.standardise(model, to_tensor(images[:1000]))
     model.half().save_pretrained(out)
-    finish(out, seed=seed, steps=steps, quality=quality.autoencoder(vae.load(out)), started=started)
+    quality.write_manifest(
+        out, started, seed=seed, steps=steps, measured=quality.autoencoder(vae.load(out))
+    )
     return log
 
 
@@ -107,13 +83,24 @@ def train_text(
 
     Only the encoder is saved (fp16), with its tokenizer. Returns the log.
     """
-    started = clock()
+    started = quality.clock()
     torch.manual_seed(seed)
-    captions = by_kind(world_records("foundation", scenes))
-    tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind])
+    world = World("foundation", scenes)
+    captions, reworded = (
+        list(zip(*(world.captions(i, wording) for i in range(scenes)), strict=True))
+        for wording in ("", "/again")
+    )
+    tokenizer = text.train_tokenizer([c for kind in captions for c in kind])
+
+    def tokens(captions: Sequence[str]) -> list[list[int]]:
+        ids = tokenizer(list(captions), add_special_tokens=False).input_ids
+        return [caption[: text.MAX_TOKENS] for caption in ids]
+
     corpora = {
-        kind: [ids[: text.MAX_TOKENS] for ids in tokenizer(c, add_special_tokens=False).input_ids]
-        for kind, c in captions.items()
+        kind: list(zip(tokens(said), tokens(again), strict=True))
+        for kind, said, again in zip(
+            ("alt-text", "short", "descriptive"), captions, reworded, strict=True
+        )
     }
     model = text.build(len(tokenizer))
     log = train(
@@ -128,9 +115,8 @@ def train_text(
     encoder.load_state_dict(model.state_dict(), strict=False)
     encoder.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    finish(
-        out, seed=seed, steps=steps, quality={"loss": round(log["loss"][-1], 3)}, started=started
-    )
+    measured = {"loss": round(log["loss"][-1], 3)} | quality.rewording(model, tokenizer)
+    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
 
 
@@ -142,7 +128,7 @@ def train_clip(
     It reads alt-text, short and descriptive captions, and uses a seed of its own: no captioner
     shares its weights. Returns the log.
     """
-    started = clock()
+    started = quality.clock()
     records = world_records("foundation", scenes)
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
@@ -159,7 +145,7 @@ def train_clip(
     log = train(model, loss, steps=steps, lr=lr, directory=work, description="CLIP scorer")
     captioner.save(model, tokenizer, out)
     measured = quality.scorer(*clip_score.load(out))
-    finish(out, seed=seed, steps=steps, quality=measured, started=started)
+    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
 
 
@@ -175,7 +161,7 @@ def train_base_captioner(
     lr: float,
 ) -> dict[str, list[float]]:
     """Train the base CoCa on (image, alt-text) pairs with both losses (weights 1 and 2)."""
-    started = clock()
+    started = quality.clock()
     records = world_records("foundation", scenes, noise)
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
@@ -196,7 +182,7 @@ def train_base_captioner(
     )
     captioner.save(model, tokenizer, out)
     measured = quality.captioner(*captioner.load(out), "alt")
-    finish(out, seed=seed, steps=steps, quality=measured, started=started)
+    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
 
 
@@ -241,13 +227,15 @@ def train_fine_tune(
     kind: str, work: Path, out: Path, *, scenes: int, **recipe
 ) -> dict[str, list[float]]:
     """Make the shipped captioner of a kind from ``coca-base`` beside it; return the log."""
-    started = clock()
+    started = quality.clock()
     records = world_records("foundation", scenes)
     base = out.parent / "coca-base"
     model, tokenizer, log = fine_tune_captioner(kind, records, base, work, **recipe)
     captioner.save(model, tokenizer, out)
     measured = quality.captioner(*captioner.load(out), FINE_TUNING[kind])
-    finish(out, seed=recipe["seed"], steps=recipe["steps"], quality=measured, started=started)
+    quality.write_manifest(
+        out, started, seed=recipe["seed"], steps=recipe["steps"], measured=measured
+    )
     return log
 
 
@@ -266,7 +254,7 @@ def train_judge(
 
     It sees another draw of the world than the captioners (``seed``), three objects included.
     """
-    started = clock()
+    started = quality.clock()
 
     def spec(index: int) -> Scene:
         return scene("foundation", index % scenes, seed, counts=(1, 2, 3))
@@ -284,7 +272,7 @@ def train_judge(
     )
     vqa.save(model, processor, out)
     measured = quality.judge(*vqa.load(out))
-    finish(out, seed=seed, steps=steps, quality=measured, started=started)
+    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
 
 

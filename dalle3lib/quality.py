@@ -3,7 +3,9 @@
 The numbers stand in each manifest, and ``report`` measures them again from the shipped files.
 """
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
 from dalle3lib.recaption import LENGTH
 from dalle3lib.world import Scene, World, reader, scene
+from dalle3lib.world.wording import coloured_shapes
 
 # Which captions each captioner has learned from, as fields of a record.
 LEARNED = {"coca-base": "alt", "coca-dsc": "descriptive", "coca-ssc": "short"}
@@ -101,10 +104,58 @@ def main_subject(record: Record) -> Record:
     return replace(record, facts=record.facts | {"objects": [main]})
 
 
+@torch.no_grad()
+def rewording(model, tokenizer, count: int = 300) -> dict[str, float]:
+    """The share of coloured shapes that T5 keeps when it says descriptive captions in other words.
+
+    ``model`` is the whole T5, whose decoder is not shipped, so only training can measure this.
+    """
+    said = [record.descriptive for record in held_out(count)]
+    batch = tokenizer(said, padding=True, return_tensors="pt")
+    mask = batch.attention_mask
+    ids = model.eval().generate(batch.input_ids, attention_mask=mask, max_new_tokens=48)
+    again = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    pairs = [set(coloured_shapes(caption)) for caption in said]
+    kept = [p & set(coloured_shapes(caption)) for p, caption in zip(pairs, again, strict=True)]
+    return {"pairs_kept": round(sum(map(len, kept)) / sum(map(len, pairs)), 3)}
+
+
 def judge(model, processor, count: int = 500) -> dict[str, float]:
     """The share of right answers on rendered scenes, over all questions and by kind."""
     right = vqa.accuracy(model, processor, held_out_scenes(count))
     return {kind: round(share, 3) for kind, share in right.items()}
+
+
+def clock() -> tuple[float, float]:
+    """Wall and processor seconds so far, to take differences of."""
+    return time.time(), time.process_time()
+
+
+def write_manifest(
+    directory: Path,
+    started: tuple[float, float],
+    *,
+    seed: int,
+    steps: int,
+    measured: dict[str, float],
+) -> None:
+    """Write the manifest of a foundation last: what it is, how good, and the hash of each file.
+
+    ``started`` is the ``clock()`` at the start of its training.
+    """
+    wall, cpu = (now - then for now, then in zip(clock(), started, strict=True))
+    payload = sorted(p for p in directory.iterdir() if p.is_file() and p.name != "manifest.json")
+    manifest = {
+        "name": directory.name,
+        "seed": seed,
+        "steps": steps,
+        "quality": measured,
+        "wall_seconds": round(wall, 1),
+        "cpu_seconds": round(cpu, 1),
+        "threads": torch.get_num_threads(),
+        "files": files.listing(directory, payload),
+    }
+    files.write_atomic(directory / "manifest.json", files.to_json(manifest).encode())
 
 
 def manifest(name: str) -> dict:

@@ -1,7 +1,10 @@
 """The text encoder: T5 (paper App. A; Raffel et al. 2020), frozen, its states cross-attended.
 
 A public checkpoint and the world's tiny one are loaded by the same call. The world's is trained
-on the text of captions alone, with T5's own objective: hide spans of tokens, write them out.
+on the text of captions alone, with a mixture of tasks as T5 is: write out hidden spans, and say a
+caption in other words. The facts of the world are independent of each other, so that nothing
+around a hidden word helps to guess it; from spans alone the states do not learn what belongs
+together.
 """
 
 from collections.abc import Sequence
@@ -104,20 +107,27 @@ def corrupt_spans(
 
 
 def step_loss(model: T5ForConditionalGeneration, corpora: dict[str, list], *, seed, batch):
-    """Span-corruption loss as a function of the step, for ``train.train``.
+    """The loss of T5's mixture of two tasks as a function of the step, for ``train.train``.
 
-    ``corpora`` holds token ids (without end token) of one text each, by kind of caption. A kind
-    is drawn with a chance inverse to its mean length, so all kinds give equally many tokens.
+    ``corpora`` holds, by kind of caption, pairs of token ids (without end token): a text, and the
+    same in other words. Half of the time the task is to fill in hidden spans of the first, half
+    of the time to write the second after reading the first (Raffel et al. 2020, §3.5.3). A kind is
+    drawn with a chance inverse to its mean length, so all kinds give equally many tokens.
     """
     kinds = sorted(corpora)
-    chance = np.array([1 / np.mean([len(t) for t in corpora[k]]) for k in kinds])
+    chance = np.array([1 / np.mean([len(t) for t, _ in corpora[k]]) for k in kinds])
     chance /= chance.sum()
 
     def at(step: int) -> dict[str, Tensor]:
-        random = rng(seed, "t5/spans", step)
+        random = rng(seed, "t5/tasks", step)
         drawn = random.choice(len(kinds), size=batch, p=chance)
         texts = [corpora[kinds[k]][int(random.integers(len(corpora[kinds[k]])))] for k in drawn]
-        pairs = [corrupt_spans(t, random) for t in texts]
+        pairs = [
+            ([*text, END], [*reworded, END])
+            if random.random() < 0.5
+            else corrupt_spans(text, random)
+            for text, reworded in texts
+        ]
         source, target = (
             pad_sequence([torch.tensor(p[i]) for p in pairs], batch_first=True, padding_value=PAD)
             for i in (0, 1)

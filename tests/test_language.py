@@ -240,3 +240,20 @@ def test_alt_text_has_the_habits_of_the_web():
 def test_noise_out_of_range(noise):
     with pytest.raises(UserError, match="outside 0 to 0.75"):
         alt_text(TWINS, noise, random())
+
+
+def test_another_style_states_the_same_facts():
+    for index in range(300):
+        spec = scene("train", index)
+        texts = [
+            alt_text(spec, 0.5, rng(0, "facts", index), rng(k, "style", index)) for k in (0, 1)
+        ]
+        first, second = (captions.stated(t.replace("_", " "), spec.facts()) for t in texts)
+        file = any(t.endswith(".jpg") for t in texts)  # a file name has no room for quotes
+        assert file or first == second
+
+
+def test_without_a_style_all_is_drawn_from_one_generator():
+    for index in range(50):
+        spec, one = scene("train", index), rng(0, "alt", index)
+        assert alt_text(spec, 0.5, rng(0, "alt", index)) == alt_text(spec, 0.5, one, one)

@@ -92,3 +92,35 @@ def test_a_missing_manifest_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
     with pytest.raises(UserError, match="judge"):
         quality.manifest("judge")
+
+
+class Parrot:
+    """A T5 that writes what ``said`` makes of the caption it reads."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def eval(self):
+        return self
+
+    def generate(self, ids, **_):
+        return [self.said(row) for row in ids]
+
+
+class Words:
+    """A tokenizer whose only token is the whole text."""
+
+    def __call__(self, texts, **_):
+        return SimpleNamespace(input_ids=texts, attention_mask=None)
+
+    def batch_decode(self, ids, **_):
+        return ids
+
+
+def test_pairs_kept_in_other_words(monkeypatch):
+    said = ["a red circle above a blue star.", "two large striped pink moons side by side."]
+    records = [replace(RECORDS[0], descriptive=text) for text in said]
+    monkeypatch.setattr(quality, "held_out", lambda count: records)
+    swapped = {said[0]: "a blue circle below a red star.", said[1]: "a pink moon."}
+    assert quality.rewording(Parrot(str), Words()) == {"pairs_kept": 1}
+    assert quality.rewording(Parrot(swapped.get), Words()) == {"pairs_kept": round(1 / 3, 3)}

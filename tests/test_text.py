@@ -161,7 +161,8 @@ class Reader:
 
 
 def test_kinds_of_caption_give_equally_many_tokens():
-    corpora = {"long": [[100] * 40], "short": [[200] * 10], "mixed": [[300] * 5, [300] * 35]}
+    texts = {"long": [[100] * 40], "short": [[200] * 10], "mixed": [[300] * 5, [300] * 35]}
+    corpora = {kind: [(text, text) for text in texts] for kind, texts in texts.items()}
     reader = Reader()
     at = text.step_loss(reader, corpora, seed=0, batch=100)
     for step in range(40):
@@ -171,10 +172,34 @@ def test_kinds_of_caption_give_equally_many_tokens():
         assert reader.seen[kind] / total == pytest.approx(1 / 3, abs=0.03)
 
 
+def test_half_of_the_tasks_are_to_say_the_same_in_other_words():
+    """The rest hide spans of the first text; nothing else is ever shown."""
+    shown = []
+
+    def reader(source, attention_mask, labels):
+        for row, target in zip(source.tolist(), labels.tolist(), strict=True):
+            row = [token for token in row if token != text.PAD]
+            shown.append((row, [token for token in target if token != -100]))
+        return SimpleNamespace(loss=torch.zeros(()))
+
+    said, again = list(range(100, 140)), list(range(200, 230))
+    at = text.step_loss(reader, {"only": [(said, again)]}, seed=0, batch=100)
+    for step in range(4):
+        at(step)
+    reworded = [pair for pair in shown if pair == ([*said, text.END], [*again, text.END])]
+    assert 150 < len(reworded) < 250
+    for source, target in shown:
+        if target[0] != again[0]:
+            assert restore(source, target) == said
+
+
 def test_step_loss_is_a_function_of_the_step():
     torch.manual_seed(0)
     model = text.build(len(PLAIN))
-    corpora = {k: PLAIN(c, add_special_tokens=False).input_ids for k, c in CAPTIONS.items()}
+    ids = {k: PLAIN(c, add_special_tokens=False).input_ids for k, c in CAPTIONS.items()}
+    corpora = {
+        kind: [(caption, caption[::-1]) for caption in captions] for kind, captions in ids.items()
+    }
     at = text.step_loss(model, corpora, seed=0, batch=4)
     values = [at(step)["loss"].item() for step in (3, 4, 3)]
     assert values[0] == values[2] != values[1]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dalle3lib import UserError
+from dalle3lib import UserError, captions
 from dalle3lib.randomness import rng
 from dalle3lib.world import (
     SPLITS,
@@ -394,3 +394,12 @@ def test_seeds_name_different_worlds():
 def test_a_split_begins_the_same_however_long_it_is():
     short, long = World("test", 3), World("test", 30)
     assert [r.alt for r in short] == [long[i].alt for i in range(3)]
+
+
+def test_another_wording_of_the_same_scene():
+    world = World("train", 100)
+    said, again = ([world.captions(i, wording) for i in range(100)] for wording in ("", "/again"))
+    assert said == [(r.alt, r.short, r.descriptive) for r in world]
+    assert sum(a[2] != b[2] for a, b in zip(said, again, strict=True)) > 80
+    for record, (_, _, descriptive) in zip(world, again, strict=True):
+        assert all(captions.stated(descriptive, record.facts).values())

@@ -58,15 +58,30 @@ class World(Sequence):
         if not 0 <= index < self.count:
             raise IndexError(index)
         spec = self.scene(index)
+        alt, short, descriptive = self.captions(index)
+        return Record(
+            key=f"{self.split}-{index:06d}",
+            image=render(spec),
+            alt=alt,
+            short=short,
+            descriptive=descriptive,
+            facts=spec.facts(),
+        )
+
+    def captions(self, index: int, wording: str = "") -> tuple[str, str, str]:
+        """Alt-text, short and descriptive caption of scene ``index``.
+
+        Any other ``wording`` than the empty one of the records says the same facts otherwise.
+        """
+        spec = self.scene(index)
 
         def stream(name: str):
             return rng(self.seed, f"{self.split}/{name}", index)
 
-        return Record(
-            key=f"{self.split}-{index:06d}",
-            image=render(spec),
-            alt=alt_text(spec, self.noise, stream("alt")),
-            short=short_caption(spec, stream("short")),
-            descriptive=descriptive_caption(spec, stream("descriptive")),
-            facts=spec.facts(),
+        return (
+            alt_text(
+                spec, self.noise, stream("alt"), stream(f"style{wording}") if wording else None
+            ),
+            short_caption(spec, stream(f"short{wording}")),
+            descriptive_caption(spec, stream(f"descriptive{wording}")),
         )

@@ -195,7 +195,12 @@ def _clutter(options: tuple[str, ...], random: np.random.Generator) -> str:
     return _pick(options, random).format(random.integers(2, 2024))
 
 
-def alt_text(spec: Scene, noise: float, random: np.random.Generator) -> str:
+def alt_text(
+    spec: Scene,
+    noise: float,
+    random: np.random.Generator,
+    style: np.random.Generator | None = None,
+) -> str:
     """A web page's text for the picture, at noise level ``noise`` in [0, 0.75].
 
     With the level rises the share of texts that have nothing to do with the picture (0.6 noise),
@@ -203,19 +208,22 @@ def alt_text(spec: Scene, noise: float, random: np.random.Generator) -> str:
     around (3 noise on average). Every attribute, places, background and printed words included,
     is stated at a non-zero rate at every level. At noise 0.5, length, case, articles, digits and
     final periods are roughly what is published of LAION's alt-texts (``captions.PUBLISHED``).
-    Raises UserError outside [0, 0.75].
+    The facts are drawn from ``random`` first, then everything else from ``style`` (by default
+    ``random`` too): another style says the same facts otherwise. Raises UserError for a noise
+    outside [0, 0.75].
     """
     if not 0 <= noise <= 0.75:
         raise UserError(f"The alt-text noise {noise} is outside 0 to 0.75: choose a value inside.")
     about = random.random() >= 0.6 * noise
     text = _alt_facts(spec, noise, random) if about else _clutter(UNRELATED, random)
-    if random.random() < 0.25 * noise:
+    style = style or random
+    if style.random() < 0.25 * noise:
         words = text.replace(",", "").split() if about else []
-        return "_".join(["IMG", str(random.integers(1000, 9999)), *words]) + ".jpg"
-    if about and random.random() < 0.05:
+        return "_".join(["IMG", str(style.integers(1000, 9999)), *words]) + ".jpg"
+    if about and style.random() < 0.05:
         text = article(text)
-    for _ in range(random.poisson(3 * noise)):
-        text += _pick((" | ", " - ", ", "), random) + _clutter(ADVERTS + UNRELATED, random)
-    style = random.random()
-    text = text.title() if style < 0.28 else text[0].upper() + text[1:] if style < 0.78 else text
-    return text + ("." if random.random() < 0.07 else "")
+    for _ in range(style.poisson(3 * noise)):
+        text += _pick((" | ", " - ", ", "), style) + _clutter(ADVERTS + UNRELATED, style)
+    case = style.random()
+    text = text.title() if case < 0.28 else text[0].upper() + text[1:] if case < 0.78 else text
+    return text + ("." if style.random() < 0.07 else "")
