@@ -31,7 +31,7 @@ RECIPES = {
         "seed": 2, "scenes": 1_000_000, "pretraining": 4000, "steps": 12_000, "batch": 32,
         "lr": 1e-3,
     },
-    "t5": {"seed": 0, "scenes": 20_000, "steps": 5000, "batch": 48, "lr": 1.5e-3},
+    "t5": {"seed": 0, "scenes": 20_000, "steps": 8000, "batch": 320, "lr": 1.5e-3},  # 320 tokens
     "coca-base": {
         "seed": 0, "scenes": 40_000, "noise": 0.1, "steps": 1500, "batch": 64, "lr": 1e-3,
     },
@@ -86,22 +86,18 @@ def train_text(
     started = quality.clock()
     torch.manual_seed(seed)
     world = World("foundation", scenes)
-    captions, reworded = (
+    said, again = (
         list(zip(*(world.captions(i, wording) for i in range(scenes)), strict=True))
         for wording in ("", "/again")
     )
-    tokenizer = text.train_tokenizer([c for kind in captions for c in kind])
+    tokenizer = text.train_tokenizer([caption for kind in said for caption in kind])
 
     def tokens(captions: Sequence[str]) -> list[list[int]]:
         ids = tokenizer(list(captions), add_special_tokens=False).input_ids
         return [caption[: text.MAX_TOKENS] for caption in ids]
 
-    corpora = {
-        kind: list(zip(tokens(said), tokens(again), strict=True))
-        for kind, said, again in zip(
-            ("alt-text", "short", "descriptive"), captions, reworded, strict=True
-        )
-    }
+    kinds = zip(("alt", "short", "desc"), said, again, strict=True)
+    corpora = {kind: list(zip(tokens(a), tokens(b), strict=True)) for kind, a, b in kinds}
     model = text.build(len(tokenizer))
     log = train(
         model,

@@ -1,10 +1,10 @@
 """The text encoder: T5 (paper App. A; Raffel et al. 2020), frozen, its states cross-attended.
 
 A public checkpoint and the world's tiny one are loaded by the same call. The world's is trained
-on the text of captions alone, with a mixture of tasks as T5 is: write out hidden spans, and say a
-caption in other words. The facts of the world are independent of each other, so that nothing
-around a hidden word helps to guess it; from spans alone the states do not learn what belongs
-together.
+on the text of captions alone, with a mixture of tasks as T5 is: write out a caption of which spans
+are hidden, and say a caption in other words. The world's facts are independent of each other, so
+that nothing around a hidden word helps to guess it; from guessing spans alone the states did not
+learn which colour belongs to which shape (EXPERIMENTS.md).
 """
 
 from collections.abc import Sequence
@@ -59,8 +59,13 @@ def train_tokenizer(
 
 
 def build(vocab_size: int) -> T5ForConditionalGeneration:
-    """An untrained tiny T5 with encoder states of width 128."""
-    return T5ForConditionalGeneration(
+    """An untrained tiny T5 with encoder states of width 128.
+
+    Its attention starts with preferences for relative positions of deviation 2, a tilt by a factor
+    of e². T5's own start is nearly blind to positions, and Adam would need thousands of steps to
+    tell a word's neighbours from the rest.
+    """
+    model = T5ForConditionalGeneration(
         T5Config(
             vocab_size=vocab_size,
             d_model=128,
@@ -76,15 +81,18 @@ def build(vocab_size: int) -> T5ForConditionalGeneration:
             decoder_start_token_id=PAD,
         )
     )
+    for name, weight in model.named_parameters():
+        if "relative_attention_bias" in name:
+            torch.nn.init.normal_(weight, std=2.0)
+    return model
 
 
-def corrupt_spans(
+def hide_spans(
     tokens: Sequence[int], random: np.random.Generator, rate: float = 0.15, span: int = 3
-) -> tuple[list[int], list[int]]:
-    """T5's training pair for one text (Raffel et al. 2020, §3.1.4): (input, target) token ids.
+) -> list[int]:
+    """The token ids with about ``rate`` of them hidden in spans of ``span`` on average.
 
-    About ``rate`` of the tokens are hidden in spans of ``span`` on average; the input shows one
-    sentinel for each, the target lists sentinel and hidden tokens in turn, then the end token.
+    Each span becomes one sentinel, as in T5 (Raffel et al. 2020, §3.1.4).
     """
     length = len(tokens)
     hidden = min(max(1, round(rate * length)), length - 1) if length > 1 else length
@@ -93,49 +101,53 @@ def corrupt_spans(
     mask = np.zeros(length, bool)
     for start in starts:
         mask[start : start + max(1, round(hidden / spans))] = True
-    source, target, sentinel = [], [], START
+    shown, sentinel = [], START
     for position, token in enumerate(tokens):
         if not mask[position]:
-            source.append(token)
-            continue
-        if position == 0 or not mask[position - 1]:
+            shown.append(token)
+        elif position == 0 or not mask[position - 1]:
             sentinel += 1
-            source.append(sentinel)
-            target.append(sentinel)
-        target.append(token)
-    return [*source, END], [*target, END]
+            shown.append(sentinel)
+    return shown
+
+
+def pairs_of(texts: Sequence[tuple], random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """What T5 reads and what it should write, one of two tasks for each text: padded ids [B, L].
+
+    Each of ``texts`` is a pair of token ids: a text, and the same in other words. Half of the time
+    the other words are to be written, half of the time the whole text whose spans are hidden
+    (Raffel et al. 2020, table 3, "BERT-style"). Writing out what is *not* hidden takes states that
+    know their neighbours, since the decoder sees no positions.
+    """
+    pairs = [
+        ([*said, END], [*again, END])
+        if random.random() < 0.5
+        else ([*hide_spans(said, random), END], [*said, END])
+        for said, again in texts
+    ]
+    return tuple(
+        pad_sequence([torch.tensor(ids) for ids in side], batch_first=True, padding_value=PAD)
+        for side in zip(*pairs, strict=True)
+    )
 
 
 def step_loss(model: T5ForConditionalGeneration, corpora: dict[str, list], *, seed, batch):
-    """The loss of T5's mixture of two tasks as a function of the step, for ``train.train``.
+    """The loss of T5's mixture of tasks (Raffel et al. 2020, §3.5.3) as a function of the step.
 
-    ``corpora`` holds, by kind of caption, pairs of token ids (without end token): a text, and the
-    same in other words. Half of the time the task is to fill in hidden spans of the first, half
-    of the time to write the second after reading the first (Raffel et al. 2020, §3.5.3). A kind is
-    drawn with a chance inverse to its mean length, so all kinds give equally many tokens.
+    ``corpora`` holds, by kind of caption, pairs of token ids (without end token) as ``pairs_of``
+    takes them. Each step reads about ``batch`` tokens of every kind, each kind by itself, so that
+    short texts are not padded to the length of long ones, and the kinds count alike.
     """
-    kinds = sorted(corpora)
-    chance = np.array([1 / np.mean([len(t) for t, _ in corpora[k]]) for k in kinds])
-    chance /= chance.sum()
+    rows = {k: max(1, round(batch / np.mean([len(t) for t, _ in c]))) for k, c in corpora.items()}
 
-    def at(step: int) -> dict[str, Tensor]:
-        random = rng(seed, "t5/tasks", step)
-        drawn = random.choice(len(kinds), size=batch, p=chance)
-        texts = [corpora[kinds[k]][int(random.integers(len(corpora[kinds[k]])))] for k in drawn]
-        pairs = [
-            ([*text, END], [*reworded, END])
-            if random.random() < 0.5
-            else corrupt_spans(text, random)
-            for text, reworded in texts
-        ]
-        source, target = (
-            pad_sequence([torch.tensor(p[i]) for p in pairs], batch_first=True, padding_value=PAD)
-            for i in (0, 1)
-        )
+    def of(kind: str, step: int) -> Tensor:
+        random = rng(seed, f"t5/{kind}", step)
+        drawn = random.integers(len(corpora[kind]), size=rows[kind])
+        source, target = pairs_of([corpora[kind][i] for i in drawn], random)
         labels = target.masked_fill(target == PAD, -100)
-        return {"loss": model(source, attention_mask=source != PAD, labels=labels).loss}
+        return model(source, attention_mask=source != PAD, labels=labels).loss
 
-    return at
+    return lambda step: {"loss": torch.stack([of(kind, step) for kind in corpora]).mean()}
 
 
 def load(name: str | Path, **options) -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:

@@ -87,7 +87,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch  # here and below, because most tests need none of the models
 
-    from dalle3lib import arm, captioner, foundation, text, unet, vae
+    from dalle3lib import arm, captioner, foundation, quality, text, unet, vae
     from dalle3lib.captions import by_kind
     from dalle3lib.evals import clip_score, vqa
     from dalle3lib.world import scene
@@ -107,8 +107,8 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
         **{f"unet-{name}": {"guidance": 2.0} for name in foundation.ARMS},
     }
-    started = foundation.clock()
-    for seed, (name, quality) in enumerate(qualities.items()):
+    started = quality.clock()
+    for seed, (name, measured) in enumerate(qualities.items()):
         torch.manual_seed(seed)
         if name == "vae":
             vae.build((16, 32)).half().save_pretrained(root / name)
@@ -126,7 +126,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model = captioner.build(writer, seed, config)
             model.text_decoder.text_projection.data[:, : 3 + text.SENTINELS + 256] = 0
             captioner.save(model, writer, root / name)
-        foundation.finish(root / name, seed=seed, steps=0, quality=quality, started=started)
+        quality.write_manifest(root / name, started, seed=seed, steps=0, measured=measured)
     return root
 
 

@@ -81,8 +81,8 @@ def test_a_manifest_is_written_and_accepted(tmp_path, monkeypatch):
     directory.mkdir()
     (directory / "weights").write_bytes(b"abc")
     (directory / "config.json").write_text("{}")
-    started = foundation.clock()
-    foundation.finish(directory, seed=3, steps=7, quality={"psnr_db": 30.5}, started=started)
+    started = quality.clock()
+    quality.write_manifest(directory, started, seed=3, steps=7, measured={"psnr_db": 30.5})
     assert paths.foundation("thing") == directory
     manifest = json.loads((directory / "manifest.json").read_text())
     assert (manifest["name"], manifest["seed"], manifest["steps"]) == ("thing", 3, 7)
@@ -92,7 +92,7 @@ def test_a_manifest_is_written_and_accepted(tmp_path, monkeypatch):
     assert manifest["files"]["weights"] == {"sha256": sha256, "size": 3}
     assert set(manifest["files"]) == {"weights", "config.json"}
     # a second manifest does not list the first
-    foundation.finish(directory, seed=3, steps=8, quality={}, started=started)
+    quality.write_manifest(directory, started, seed=3, steps=8, measured={})
     assert paths.foundation("thing") == directory
 
 

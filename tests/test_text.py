@@ -82,42 +82,38 @@ def test_saved_tokenizers_read_alike(tmp_path):
 # ---- span corruption -----------------------------------------------------------------------------
 
 
-def restore(source: list[int], target: list[int]) -> list[int]:
-    """The text again: each sentinel of the source replaced by what the target lists under it."""
-    spans, tokens = {}, []
-    for token in target[:-1]:
+def hidden(shown: list[int], tokens: list[int]) -> list[int] | None:
+    """How many tokens stand behind each sentinel, if ``shown`` is ``tokens`` with spans hidden."""
+    counts, rest = [], list(tokens)
+    for token, following in zip(shown, [*shown[1:], None], strict=True):
         if token in SENTINELS:
-            assert token not in spans  # each sentinel once
-            spans[token] = current = []
-        else:
-            current.append(token)
-    for token in source[:-1]:
-        tokens += spans.pop(token) if token in SENTINELS else [token]
-    assert not spans
-    return tokens
+            counts.append(rest.index(following) if following is not None else len(rest))
+            rest = rest[counts[-1] :]
+        elif not rest or rest.pop(0) != token:
+            return None
+    return counts if not rest else None
 
 
-@given(st.lists(st.integers(35, 400), min_size=1, max_size=200), st.integers(0, 2**32))
-def test_source_and_target_make_the_text_again(tokens, seed):
-    source, target = text.corrupt_spans(tokens, rng(seed, "test"))
-    assert source[-1] == target[-1] == text.END
-    assert restore(source, target) == tokens
-    for side in (source, target):
-        sentinels = [t for t in side if t in SENTINELS]
-        assert sentinels == list(range(3, 3 + len(sentinels)))  # from the first, in order
-    assert len(target) >= 3  # something is hidden
-    assert len(tokens) == 1 or any(t >= 35 for t in source)  # and something is shown
+@given(st.integers(1, 200), st.integers(0, 2**32))
+def test_what_is_shown_is_the_text_without_its_spans(length, seed):
+    tokens = list(range(100, 100 + length))
+    shown = text.hide_spans(tokens, rng(seed, "test"))
+    counts = hidden(shown, tokens)
+    assert counts and all(counts)  # something is hidden
+    sentinels = [t for t in shown if t in SENTINELS]
+    assert sentinels == list(range(3, 3 + len(sentinels)))  # from the first, in order
+    assert length == 1 or len(shown) > len(sentinels)  # and something is shown
 
 
 @pytest.mark.parametrize("length", [10, 20, 40, 120])
 def test_about_fifteen_per_cent_are_hidden_in_spans_of_three(length):
-    hidden, spans = 0, 0
+    counts = []
     for i in range(400):
-        _, target = text.corrupt_spans([50] * length, rng(i, "test"))
-        hidden += target.count(50)
-        spans += sum(t in SENTINELS for t in target)
-    assert 0.10 < hidden / (400 * length) < 0.20
-    assert 1.5 < hidden / spans < 4.5
+        shown = text.hide_spans([50] * length, rng(i, "test"))
+        counts.append((length - shown.count(50), len(shown) - shown.count(50)))
+    gone, spans = np.sum(counts, axis=0)
+    assert 0.10 < gone / (400 * length) < 0.20
+    assert 1.5 < gone / spans < 4.5
 
 
 class Chosen:
@@ -131,32 +127,29 @@ class Chosen:
         return np.array(self.starts)
 
 
-def test_span_corruption_by_hand():
+def test_hidden_spans_by_hand():
     tokens = list(range(100, 120))  # 20 tokens: 3 hidden, in one span
-    source, target = text.corrupt_spans(tokens, Chosen(4))
-    assert source == [100, 101, 102, 103, 3, *range(107, 120), 1]
-    assert target == [3, 104, 105, 106, 1]
+    assert text.hide_spans(tokens, Chosen(4)) == [100, 101, 102, 103, 3, *range(107, 120)]
     tokens = list(range(100, 140))  # 40 tokens: 6 hidden, in two spans
-    source, target = text.corrupt_spans(tokens, Chosen(38, 0))  # the second ends with the text
-    assert source == [3, *range(103, 138), 4, 1]
-    assert target == [3, 100, 101, 102, 4, 138, 139, 1]
-    source, target = text.corrupt_spans(tokens, Chosen(10, 12))  # overlapping spans are one
-    assert source == [*range(100, 110), 3, *range(115, 140), 1]
-    assert target == [3, *range(110, 115), 1]
-    assert text.corrupt_spans([50], Chosen(0)) == ([3, 1], [3, 50, 1])
+    shown = text.hide_spans(tokens, Chosen(38, 0))  # the second ends with the text
+    assert shown == [3, *range(103, 138), 4]
+    shown = text.hide_spans(tokens, Chosen(10, 12))  # overlapping spans are one
+    assert shown == [*range(100, 110), 3, *range(115, 140)]
+    assert text.hide_spans([50], Chosen(0)) == [3]
 
 
 class Reader:
     """A T5 that only notes what it is shown."""
 
     def __init__(self):
-        self.seen = Counter()
+        self.shown = []
 
     def __call__(self, source, attention_mask, labels):
         assert torch.equal(attention_mask, source != text.PAD)
-        assert not (labels == text.PAD).any() and (labels == -100).any()
-        tokens = torch.cat([source[source != text.PAD], labels[labels != -100]])
-        self.seen.update((tokens // 100).tolist())
+        assert not (labels == text.PAD).any()
+        for row, target in zip(source.tolist(), labels.tolist(), strict=True):
+            row = [token for token in row if token != text.PAD]
+            self.shown.append((row, [token for token in target if token != -100]))
         return SimpleNamespace(loss=torch.zeros(()))
 
 
@@ -164,33 +157,34 @@ def test_kinds_of_caption_give_equally_many_tokens():
     texts = {"long": [[100] * 40], "short": [[200] * 10], "mixed": [[300] * 5, [300] * 35]}
     corpora = {kind: [(text, text) for text in texts] for kind, texts in texts.items()}
     reader = Reader()
-    at = text.step_loss(reader, corpora, seed=0, batch=100)
-    for step in range(40):
+    at = text.step_loss(reader, corpora, seed=0, batch=400)
+    for step in range(20):
         at(step)
-    total = sum(reader.seen[kind] for kind in (1, 2, 3))
+    written = Counter(token // 100 for _, target in reader.shown for token in target)
     for kind in (1, 2, 3):
-        assert reader.seen[kind] / total == pytest.approx(1 / 3, abs=0.03)
+        assert written[kind] / (20 * 400) == pytest.approx(1, abs=0.05)
 
 
 def test_half_of_the_tasks_are_to_say_the_same_in_other_words():
-    """The rest hide spans of the first text; nothing else is ever shown."""
-    shown = []
-
-    def reader(source, attention_mask, labels):
-        for row, target in zip(source.tolist(), labels.tolist(), strict=True):
-            row = [token for token in row if token != text.PAD]
-            shown.append((row, [token for token in target if token != -100]))
-        return SimpleNamespace(loss=torch.zeros(()))
-
-    said, again = list(range(100, 140)), list(range(200, 230))
-    at = text.step_loss(reader, {"only": [(said, again)]}, seed=0, batch=100)
+    """The rest are to write the whole text after reading it with spans hidden."""
+    said, again, reader = list(range(100, 140)), list(range(200, 230)), Reader()
+    at = text.step_loss(reader, {"only": [(said, again)]}, seed=0, batch=4000)
     for step in range(4):
         at(step)
-    reworded = [pair for pair in shown if pair == ([*said, text.END], [*again, text.END])]
-    assert 150 < len(reworded) < 250
-    for source, target in shown:
+    assert len(reader.shown) == 400
+    reworded = reader.shown.count(([*said, text.END], [*again, text.END]))
+    assert 150 < reworded < 250
+    for source, target in reader.shown:
         if target[0] != again[0]:
-            assert restore(source, target) == said
+            assert target == [*said, text.END] and source[-1] == text.END
+            assert hidden(source[:-1], said)
+
+
+def test_attention_starts_with_preferences_for_positions():
+    torch.manual_seed(0)
+    biases = [w for n, w in text.build(500).named_parameters() if "relative_attention_bias" in n]
+    assert len(biases) == 2  # the encoder's and the decoder's
+    assert all(w.std().item() == pytest.approx(2, rel=0.2) for w in biases)
 
 
 def test_step_loss_is_a_function_of_the_step():
@@ -200,10 +194,10 @@ def test_step_loss_is_a_function_of_the_step():
     corpora = {
         kind: [(caption, caption[::-1]) for caption in captions] for kind, captions in ids.items()
     }
-    at = text.step_loss(model, corpora, seed=0, batch=4)
+    at = text.step_loss(model, corpora, seed=0, batch=40)
     values = [at(step)["loss"].item() for step in (3, 4, 3)]
     assert values[0] == values[2] != values[1]
-    assert text.step_loss(model, corpora, seed=1, batch=4)(3)["loss"].item() != values[0]
+    assert text.step_loss(model, corpora, seed=1, batch=40)(3)["loss"].item() != values[0]
     at(0)["loss"].backward()
     assert model.shared.weight.grad.any()
 
