@@ -107,11 +107,11 @@ def train_text(
         directory=work,
         description="text encoder",
     )
-    encoder = text.T5EncoderModel(model.config)
+    measured = {"loss": round(log["loss"][-1], 3)} | quality.rewording(model, tokenizer)
+    encoder = text.T5EncoderModel(model.config)  # which tells the configuration it has no decoder
     encoder.load_state_dict(model.state_dict(), strict=False)
     encoder.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    measured = {"loss": round(log["loss"][-1], 3)} | quality.rewording(model, tokenizer)
     quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
 
