@@ -48,9 +48,11 @@ def reader(model: open_clip.CoCa, images: Tensor, places: int, beams: int = 1):
 
 
 def encode_images(model: open_clip.CoCa, images: Tensor) -> Tensor:
-    """What the decoder sees of images [B, 3, H, W]: vectors [B, M, width]."""
-    images = images.to(model.text_decoder.get_cast_dtype())
-    return torch.cat([model.visual(part)[1] for part in images.split(IMAGES_AT_ONCE)])
+    """What the decoder sees of images [B, 3, H, W]: vectors [B, M, width], of its own type."""
+    first_convolution = next(weight for weight in model.visual.parameters() if weight.ndim == 4)
+    parts = images.to(first_convolution.dtype).split(IMAGES_AT_ONCE)
+    vectors = torch.cat([model.visual(part)[1] for part in parts])
+    return vectors.to(model.text_decoder.get_cast_dtype())
 
 
 # ---- the definition ------------------------------------------------------------------------------
@@ -86,6 +88,10 @@ def all_logits(model: open_clip.CoCa, image_vectors: Tensor, tokens: LongTensor)
 
 
 # ---- layers --------------------------------------------------------------------------------------
+#
+# With bfloat16 weights, the products of matrices are computed in bfloat16, but what the layers add
+# up, x, is kept in float32, and so are the logits: of two logits near 10 that differ by less than
+# 0.06, bfloat16 would make one.
 
 
 def _project(attn: nn.MultiheadAttention, x: Tensor, first: int = 0, last: int = 3) -> Tensor:
@@ -113,7 +119,7 @@ def _attend(query: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> T
 def _rest(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
     """The rest of a transformer block: what was attended to joins x, then the two-layer network."""
     x = x + block.ls_1(block.attn.out_proj(attended.reshape(x.shape)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + block.ls_2(block.mlp(block.ln_2(x.to(attended.dtype))))
 
 
 def self_attention_step(
@@ -127,7 +133,7 @@ def self_attention_step(
 
     The token's own key and value are written into ``past`` [N, places, 2, heads, head width].
     """
-    projected = _project(block.attn, block.ln_1(x))
+    projected = _project(block.attn, block.ln_1(x.to(past.dtype)))
     past[:, position] = projected[:, 1:]
     return _rest(block, x, _attend(projected[:, :1], past[:, : position + 1], mask))
 
@@ -138,7 +144,7 @@ def cross_attention_step(block: ResidualAttentionBlock, x: Tensor, image: Tensor
     ``image`` [B, M, 2, heads, head width] holds keys and values of B images; the N captions are
     N / B for each image, side by side, so that all queries of an image meet its keys at once.
     """
-    query = _project(block.attn, block.ln_1(x), 0, 1)
+    query = _project(block.attn, block.ln_1(x.to(image.dtype)), 0, 1)
     query = query.reshape(len(image), -1, block.attn.num_heads, block.attn.head_dim)
     return _rest(block, x, _attend(query, image))
 
@@ -206,10 +212,10 @@ class CachedReader:
             self.all_visible = self.all_visible and bool(shown.all())
             if not self.all_visible:
                 mask = self.visible[:, None, None, : position + 1]
-        x = text.token_embedding(token) + text.positional_embedding[position]
+        x = text.token_embedding(token).float() + text.positional_embedding[position]
         for block, past in zip(text.transformer.resblocks, self.text, strict=True):
             x = self_attention_step(block, x, past, position, mask)
-        return x if text.cls_emb is not None else text.ln_final(x)
+        return x if text.cls_emb is not None else text.ln_final(x.to(past.dtype)).float()
 
     def _decode(self, x: Tensor) -> Tensor:
         """The decoder's state [N, width] above the text encoder's x, at the current position."""
@@ -241,13 +247,15 @@ class RereadingReader:
         mask = decoder.attn_mask[:length, :length]
         layers = zip(decoder.resblocks, decoder.cross_attn, self.image, strict=True)
         for block, cross, image in layers:
-            x = cross_attention_step(cross, block(x, attn_mask=mask), image)
+            x = cross_attention_step(cross, block(x.to(image.dtype), attn_mask=mask), image)
         return _vocabulary(self.model, x[:, -1])
 
 
 def _vocabulary(model: open_clip.CoCa, x: Tensor) -> Tensor:
-    """Logits [N, vocabulary] of the decoder's states [N, width]."""
-    return model.text_decoder.ln_final(x) @ model.text_decoder.text_projection
+    """Logits float32 [N, vocabulary] of the decoder's states [N, width]."""
+    decoder = model.text_decoder
+    x = decoder.ln_final(x.to(decoder.ln_final.weight.dtype))
+    return x.float() @ decoder.text_projection.float()
 
 
 # ---- what can be decoded -------------------------------------------------------------------------

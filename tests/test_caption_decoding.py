@@ -1,12 +1,25 @@
 """Cached decoding against the plain computation, for every kind of open_clip CoCa."""
 
+import copy
+import os
+
+import numpy as np
+import open_clip
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_coca import public_model, random_images, random_model, roberta_model, tiny_tokenizer
+from tiny_coca import (
+    public_model,
+    random_images,
+    random_model,
+    roberta_model,
+    spread,
+    tiny_tokenizer,
+)
 
-from dalle3lib import UserError, caption_decoding, captioner
+from dalle3lib import UserError, caption_decoding, captioner, paths
+from dalle3lib.world import render, scene
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +224,10 @@ def test_blocks_of_another_kind_are_read_again(tokenizer):
     assert torch.equal(cached, plain)
 
 
-def test_bfloat16_weights(tokenizer):
-    model, images = random_model(tokenizer).bfloat16(), random_images(4)
+@pytest.mark.parametrize("everything", [True, False])
+def test_bfloat16_weights(tokenizer, everything):
+    model, images = random_model(tokenizer), random_images(4)
+    model = model.bfloat16() if everything else captioner.to_bfloat16(model)
     tokens = captioner.generate(model, images, max_len=12, end_id=-1)
     assert tokens.shape == (4, 12) and len(tokens.unique()) > 5
     for strategy in STRATEGIES:
@@ -242,3 +257,82 @@ def test_a_pooler_that_takes_a_token_away_is_named(tmp_path):
     model = roberta_model(tmp_path, hf_pooler_type="cls_pooler")
     with pytest.raises(UserError, match="one state per token.*mean pooling"):
         captioner.generate(model, random_images(2), max_len=5)
+
+
+# ---- many images ---------------------------------------------------------------------------------
+
+
+def world_model(tokenizer, seed: int) -> open_clip.CoCa:
+    """The world's architecture with random weights that write different captions."""
+    return spread(captioner.build(tokenizer, seed), seed)
+
+
+@torch.no_grad()
+def gaps_where_different(model, images, cached, plain) -> list[float]:
+    """For each caption that differs: how far apart its two best logits were where it first does."""
+    gaps = []
+    for row in (cached != plain).any(dim=1).nonzero()[:, 0].tolist():
+        place = int((cached[row] != plain[row]).nonzero()[0])
+        prefix = plain[row : row + 1, :place]
+        logits = model(images[row : row + 1], prefix, output_labels=False)["logits"]
+        best, second = logits[0, -1].topk(2).values
+        gaps.append(float(best - second))
+    return gaps
+
+
+def compare(model, images, batch_size: int = 128) -> tuple[int, list[float]]:
+    """Captions compared, cached against plain, and the gaps where they differ."""
+    gaps, pads = [], 0
+    for part in images.split(batch_size):
+        cached = captioner.generate(model, part, max_len=48)
+        plain = captioner.generate_uncached(model, part, max_len=48)
+        gaps += gaps_where_different(model, part, cached, plain)
+        pads += int((plain == 0).sum())
+    print(f"{len(images)} captions, {pads / len(images):.1f} pads each, {len(gaps)} differ: {gaps}")
+    return gaps
+
+
+COUNT = int(os.environ.get("DALLE3_SOAK_IMAGES", "10000"))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_ten_thousand_images_with_random_models():
+    tokenizer, models = tiny_tokenizer(), 10
+    for seed in range(models):
+        images = random_images(COUNT // models, seed, size=64)
+        assert all(gap < 1e-4 for gap in compare(world_model(tokenizer, seed), images))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", ["ssc", "dsc"])
+def test_ten_thousand_images_with_the_shipped_captioners(kind):
+    model, _ = captioner.load(paths.foundation(f"coca-{kind}"))
+    pictures = np.stack([render(scene("test", index)) for index in range(COUNT // 2)])
+    assert all(gap < 1e-4 for gap in compare(model, captioner.pixels(model, pictures)))
+
+
+@pytest.mark.soak
+def test_bfloat16_agrees_with_float32_on_the_next_token():
+    """After the same tokens, the most probable next one is the same, up to close decisions."""
+    model, _ = captioner.load(paths.foundation("coca-dsc"))
+    pictures = np.stack([render(scene("test", index)) for index in range(1024)])
+    images = captioner.pixels(model, pictures)
+    coarse = captioner.to_bfloat16(copy.deepcopy(model))
+    same, gaps = 0, []
+    for part in images.split(128):
+        tokens = captioner.generate(model, part, max_len=48)
+        with torch.no_grad():
+            exact, rounded = (
+                torch.stack([read(tokens[:, :place]) for place in range(1, 48)], dim=1)
+                for read in (caption_decoding.reader(m, part, 48) for m in (model, coarse))
+            )
+        written = (tokens[:, 1:] != 0) & (tokens[:, :-1] != model.end_id)
+        agree = exact.argmax(dim=-1) == rounded.argmax(dim=-1)
+        best, second = exact.topk(2).values.unbind(dim=-1)
+        same += int((agree & written).sum())
+        gaps += (best - second)[written & ~agree].tolist()
+    share = same / (same + len(gaps))
+    print(f"{share:.3%} of {same + len(gaps)} tokens agree; gaps {sorted(gaps)}")
+    assert share >= 0.999 and max(gaps) < 0.1

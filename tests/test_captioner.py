@@ -1,5 +1,6 @@
 """The captioner: losses, files, text and pixels, a tiny training."""
 
+import copy
 import json
 import os
 
@@ -7,7 +8,16 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from tiny_coca import CAPTIONS, SIZE, random_images, tiny_config, tiny_tokenizer
+from tiny_coca import (
+    CAPTIONS,
+    SIZE,
+    random_images,
+    random_model,
+    roberta_model,
+    tiny_config,
+    tiny_tokenizer,
+)
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle3lib import UserError, captioner, text
@@ -125,6 +135,74 @@ def test_pixels_follow_the_model_s_preprocessing(tokenizer):
     torch.testing.assert_close(captioner.pixels(model, images), expected)
     with pytest.raises(UserError, match="16 x 16 pixels, these have 8 x 16"):
         captioner.pixels(model, images[:, :8])
+
+
+def test_captions_come_with_their_log_probability_and_whether_they_were_cut(tokenizer):
+    model, images = random_model(tokenizer), random_images(9)
+    model.end_id = int(captioner.generate(model, images, max_len=20, end_id=-1)[3, 6])
+    tokens = captioner.generate(model, images, max_len=20)
+    options = {"max_len": 20, "batch_size": 4, "progress": False}
+    written = captioner.write(model, tokenizer, images, **options)
+    assert written.texts == captioner.caption(model, tokenizer, images, **options)
+    assert written.truncated.tolist() == [model.end_id not in row for row in tokens.tolist()]
+    assert 0 < written.truncated.mean() < 1
+    expected = captioner.log_probability(model, images, tokens).numpy()
+    np.testing.assert_allclose(written.log_probability, expected, rtol=1e-4)
+    nothing = captioner.write(model, tokenizer, images[:0], **options)
+    assert [len(field) for field in nothing] == [0, 0, 0]
+
+
+# ---- longer contexts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embed_cls", [True, False])
+def test_a_longer_context_changes_no_short_caption(tokenizer, tmp_path, embed_cls):
+    model, images = random_model(tokenizer, text_cfg__embed_cls=embed_cls), random_images(6)
+    tokens = captioner.encode(tokenizer, CAPTIONS[:6], 40)
+    before = copy.deepcopy(model)
+    assert captioner.extend_context(model, 100) is model
+    long = nn.functional.pad(tokens, (0, 60))
+    for old, new in ((tokens, long), (tokens, tokens)) if embed_cls else ((tokens, long),):
+        with torch.no_grad():
+            expected = before(images, old, output_labels=False)
+            found = model(images, new, output_labels=False)
+        torch.testing.assert_close(found["logits"][:, :40], expected["logits"])
+        if old is not new:  # pads are hidden, the CLS token has kept its place at the end
+            torch.testing.assert_close(found["text_features"], expected["text_features"])
+    short, full = (captioner.generate(m, images, max_len=40, end_id=-1) for m in (before, model))
+    assert torch.equal(short, full)
+
+    # and it writes and learns captions of the new length
+    tokens = captioner.generate(model, images, max_len=100, end_id=-1)
+    assert torch.equal(tokens[:, :40], short) and (tokens[:, 40:] != 0).all()
+    if embed_cls:
+        plain = captioner.generate_uncached(model, images, max_len=100, end_id=-1)
+        assert torch.equal(plain, tokens)
+    captioner.loss(model, images, tokens, contrastive=1, captioning=1)["loss"].backward()
+    gradient = model.text.positional_embedding.grad
+    assert gradient.shape == (100 + embed_cls, 48) and (gradient[40:99] != 0).any(dim=1).all()
+
+    captioner.save(model, tokenizer, tmp_path, dtype=torch.float32)
+    loaded, _ = captioner.load(tmp_path)
+    assert loaded.context_length == loaded.text.context_length == 100
+    assert torch.equal(captioner.generate(loaded, images, max_len=100, end_id=-1), tokens)
+
+
+def test_new_places_are_copies_of_the_last(tokenizer):
+    model = random_model(tokenizer)
+    old = model.text.positional_embedding.detach().clone()
+    new = captioner.extend_context(model, 43).text.positional_embedding
+    assert torch.equal(new[:40], old[:40]) and torch.equal(new[43], old[40])
+    assert torch.equal(new[40:43], old[39].expand(3, -1))
+    same = captioner.extend_context(model, 43)
+    assert torch.equal(same.text.positional_embedding, new)
+
+
+def test_a_context_that_cannot_be_extended_is_named(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="holds 40 tokens already: it cannot be shortened to 39"):
+        captioner.extend_context(random_model(tokenizer), 39)
+    with pytest.raises(UserError, match="HFTextEncoder"):
+        captioner.extend_context(roberta_model(tmp_path), 60)
 
 
 # ---- files ---------------------------------------------------------------------------------------
