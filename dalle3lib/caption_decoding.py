@@ -79,12 +79,17 @@ def all_logits(model: open_clip.CoCa, image_vectors: Tensor, tokens: LongTensor)
 
     Images are given as ``encode_images`` returns them [N, M, width].
     """
-    length, text = tokens.shape[1], model.text
-    if isinstance(text, TextTransformer) and text.cls_emb is None and text.attn_mask is not None:
-        # Without a CLS token open_clip reads causal texts at full length only.
-        tokens = F.pad(tokens, (0, text.context_length - length), value=model.pad_id)
     seen = {"image_latent": image_vectors, "image_embs": image_vectors}  # only the second is used
-    return model(None, tokens, output_labels=False, **seen)["logits"][:, :length]
+    logits = model(None, _readable(model, tokens), output_labels=False, **seen)["logits"]
+    return logits[:, : tokens.shape[1]]
+
+
+def _readable(model: open_clip.CoCa, tokens: LongTensor) -> LongTensor:
+    """The tokens, with pads behind where open_clip reads texts at full length only."""
+    text = model.text
+    if isinstance(text, TextTransformer) and text.cls_emb is None and text.attn_mask is not None:
+        return F.pad(tokens, (0, text.context_length - tokens.shape[1]), value=model.pad_id)
+    return tokens
 
 
 # ---- layers --------------------------------------------------------------------------------------
@@ -242,8 +247,8 @@ class RereadingReader:
 
     def __call__(self, tokens: LongTensor) -> Tensor:
         """Logits [N, vocabulary] of what follows tokens [N, T]."""
-        _, x = self.model.text(tokens)
         decoder, length = self.model.text_decoder, tokens.shape[1]
+        x = self.model.text(_readable(self.model, tokens))[1][:, :length]
         mask = decoder.attn_mask[:length, :length]
         layers = zip(decoder.resblocks, decoder.cross_attn, self.image, strict=True)
         for block, cross, image in layers:

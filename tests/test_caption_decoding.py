@@ -217,8 +217,9 @@ def test_a_text_encoder_that_looks_both_ways(tmp_path, strategy):
     assert not torch.allclose(first, second, atol=1e-3)
 
 
-def test_blocks_of_another_kind_are_read_again(tokenizer):
-    model = random_model(tokenizer, text_cfg__qk_norm=True)
+@pytest.mark.parametrize("embed_cls", [True, False])
+def test_blocks_of_another_kind_are_read_again(tokenizer, embed_cls):
+    model = random_model(tokenizer, text_cfg__qk_norm=True, text_cfg__embed_cls=embed_cls)
     assert not caption_decoding.is_causal(model)
     cached, plain = both(model, random_images(3), "greedy", max_len=12)
     assert torch.equal(cached, plain)
