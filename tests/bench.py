@@ -4,13 +4,17 @@ Seconds are CPU seconds, so that a busy machine disturbs little; no number decid
 """
 
 import copy
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dalle3lib import captioner, diffusion, text, unet
+from dalle3lib.caption_decoding import encode_images
 from dalle3lib.train import update_ema
 from dalle3lib.world import render, scene
 
@@ -47,22 +51,48 @@ def world_captioner() -> captioner.open_clip.CoCa:
 def captioning() -> None:
     """Captions per second, cached against uncached greedy decoding of full-length captions."""
     model = world_captioner()
-    print("captioning (world CoCa, fp32): captions/s of one core, microseconds per token")
-    print(f"{'batch':>5} {'tokens':>6} {'cached':>8} {'uncached':>9} {'ratio':>6} {'us/token':>9}")
+    rounded = captioner.to_bfloat16(copy.deepcopy(model))
+    print("captioning (world CoCa): captions/s of one core, microseconds per token after the image")
+    header = (
+        f"{'batch':>5} {'tokens':>6} {'uncached':>9} {'cached':>8} {'ratio':>6} {'us/token':>9}"
+    )
+    print(f"{header} {'bf16':>8} {'us/token':>9}")
     for batch in BATCHES:
         images = torch.randn(batch, 3, 64, 64)
-        with torch.no_grad():
-            encoding = cpu_seconds(5, model.visual, images)
+        with torch.inference_mode():
+            encoding = cpu_seconds(5, encode_images, model, images)
         for length in LENGTHS:
             task = {"max_len": length, "end_id": -1}  # no caption ends early
-            cached = cpu_seconds(3, captioner.generate, model, images, **task)
             uncached = cpu_seconds(1, captioner.generate_uncached, model, images, **task)
-            token = 1e6 * (cached - encoding) / (batch * (length - 1))
-            print(
-                f"{batch:5} {length:6} {batch / cached:8.1f} {batch / uncached:9.1f} "
-                f"{uncached / cached:5.1f}x {token:9.1f}",
-                flush=True,
-            )
+            line = f"{batch:5} {length:6} {batch / uncached:9.1f}"
+            for each in (model, rounded):
+                cached = cpu_seconds(5, captioner.generate, each, images, **task)
+                ratio = f" {uncached / cached:5.1f}x" if each is model else ""
+                token = 1e6 * (cached - encoding) / (batch * (length - 1))
+                line += f" {batch / cached:8.1f}{ratio} {token:9.1f}"
+            print(line, flush=True)
+
+
+def caption_for(seconds: float) -> float:
+    """Captions per second of wall time that one process writes during ``seconds``."""
+    torch.set_num_threads(1)
+    model, images = world_captioner(), torch.randn(128, 3, 64, 64)
+    task = {"max_len": 40, "end_id": -1}
+    captioner.generate(model, images, **task)
+    rounds, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        captioner.generate(model, images, **task)
+        rounds += 1
+    return 128 * rounds / (time.perf_counter() - start)
+
+
+def two_processes(seconds: float = 5) -> None:
+    """Captions per second of two processes side by side, against one alone; wall time."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        alone = pool.submit(caption_for, seconds).result()
+        together = sum(pool.map(caption_for, [seconds, seconds]))
+    print(f"captions/s (40 tokens, batch 128, wall time): {alone:.0f} with 1 process", end=", ")
+    print(f"{together:.0f} with 2; {os.getloadavg()[0]:.1f} processes were busy on this machine")
 
 
 def rendering() -> None:
@@ -123,6 +153,7 @@ def main() -> None:
     rendering()
     training()
     captioning()
+    two_processes()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The captioner: cached decoding against the plain computation, losses, files, a tiny training."""
+"""The captioner: losses, files, text and pixels, a tiny training."""
 
 import copy
 import json
@@ -8,202 +8,24 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from tiny_coca import (
+    CAPTIONS,
+    SIZE,
+    random_images,
+    random_model,
+    roberta_model,
+    tiny_config,
+    tiny_tokenizer,
+)
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import UserError, caption_decoding, captioner, text
-
-SIZE = 16
-CAPTIONS = [
-    "a red circle",
-    "a blue square on a grey background",
-    "two green triangles, one above the other",
-    "a small yellow star to the left of a large purple cross",
-    "an orange ring",
-    "stripes",
-    "the word HI on a black background",
-    "a white circle inside a pink square",
-]
+from dalle3lib import UserError, captioner, text
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return text.train_tokenizer(CAPTIONS * 20, vocab_size=400, start=True)
-
-
-def tiny_config(**changes) -> dict:
-    """A CoCa for 16 x 16 images; ``changes`` are entries of its three towers, as tower__name."""
-    config = copy.deepcopy(captioner.WORLD_COCA)
-    config["embed_dim"] = 48
-    config["vision_cfg"].update(
-        image_size=SIZE, patch_size=4, width=32, layers=2, head_width=16, attn_pooler_queries=9
-    )
-    config["text_cfg"].update(context_length=40, width=48, heads=3, layers=2)
-    config["multimodal_cfg"].update(context_length=40, width=48, heads=2, layers=3)
-    for name, value in changes.items():
-        tower, name = name.split("__")
-        config[tower][name] = value
-    return config
-
-
-def random_model(tokenizer, seed: int = 0, **changes) -> open_clip.CoCa:
-    """A random CoCa with outputs spread enough that captions differ and ties do not occur."""
-    model = captioner.build(tokenizer, seed, tiny_config(**changes)).eval()
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model.text.token_embedding.weight.normal_()
-        model.text.positional_embedding.normal_()
-        model.text_decoder.text_projection.normal_()
-        for block in model.text_decoder.cross_attn:
-            block.attn.out_proj.weight.normal_()
-    return model
-
-
-def random_images(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def by_the_book(model, images, tokens, max_len: int) -> torch.Tensor:
-    """Greedy captions without end by open_clip's forward alone, everything again each time."""
-    while tokens.shape[1] < max_len:
-        logits = model(images, tokens, output_labels=False)["logits"]
-        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
-    return tokens
-
-
-def cut(tokens: torch.Tensor, end_id: int, first: int) -> torch.Tensor:
-    """Pads (0) after the first end token at or after place ``first``."""
-    ended = (tokens == end_id) & (torch.arange(tokens.shape[1]) >= first)
-    after = (ended.cumsum(dim=1) - ended.long()) > 0
-    return tokens.masked_fill(after, 0)
-
-
-# ---- decoding ------------------------------------------------------------------------------------
-
-MODELS = {
-    "world": {},
-    "layer scale": {"text_cfg__ls_init_value": 0.3, "multimodal_cfg__ls_init_value": 0.5},
-    "pads hidden where they are": {},
-    "no attentional pooling": {"vision_cfg__attentional_pool": False, "vision_cfg__width": 48},
-}
-
-
-@pytest.fixture(scope="module")
-def models(tokenizer):
-    made = {name: random_model(tokenizer, 7, **changes) for name, changes in MODELS.items()}
-    made["pads hidden where they are"].text.correct_cls_mask = True
-    return made
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_cached_decoding_gives_the_tokens_of_the_whole_model(models, tokenizer, data):
-    model = models[data.draw(st.sampled_from(list(MODELS)))]
-    images = random_images(data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))
-    max_len = data.draw(st.integers(2, 16))
-    length = data.draw(st.integers(1, min(4, max_len)))
-    rows = st.lists(st.integers(1, len(tokenizer) - 1), min_size=length, max_size=length)
-    prompt = torch.tensor([data.draw(rows) for _ in images])
-    arguments = {"max_len": max_len, "prompt": prompt}
-
-    # The text encoder hides its pad token: make that a token which does get written.
-    likely = captioner.generate(model, images, end_id=-1, **arguments)[:, length:]
-    model.text.pad_id = data.draw(st.sampled_from([0, *likely.flatten().tolist()]))
-    if model.text.pad_id in prompt[:, 0]:
-        model.text.pad_id = 0
-    endless = by_the_book(model, images, prompt, max_len)
-    # Captions end early where the end token is one that gets written.
-    end_id = data.draw(st.sampled_from([-1, *endless[:, length - 1 :].flatten().tolist()]))
-    expected = cut(endless, end_id, first=length - 1)
-    assert torch.equal(captioner.generate(model, images, end_id=end_id, **arguments), expected)
-    plain = captioner.generate_uncached(model, images, end_id=end_id, **arguments)
-    assert torch.equal(plain, expected)
-
-
-def test_cached_decoding_without_a_cls_token(tokenizer):
-    model = random_model(tokenizer, text_cfg__embed_cls=False)
-    images = random_images(4)
-    tokens = captioner.generate(model, images, max_len=40, end_id=-1)
-    # open_clip reads such texts at full length only: each token must be what it expects next
-    logits = model(images, tokens, output_labels=False)["logits"]
-    assert torch.equal(logits[:, :-1].argmax(dim=-1), tokens[:, 1:])
-    assert len(tokens.unique()) > 10
-
-
-def test_a_batch_gives_what_each_image_gives_alone(tokenizer):
-    model, images = random_model(tokenizer), random_images(9)
-    end_id = int(captioner.generate(model, images, max_len=20, end_id=-1)[3, 6])
-    together = captioner.generate(model, images, max_len=20, end_id=end_id)
-    alone = [captioner.generate(model, x[None], max_len=20, end_id=end_id)[0] for x in images]
-    assert torch.equal(together, torch.stack(alone))
-    assert torch.equal(
-        together[:, :12], captioner.generate(model, images, max_len=12, end_id=end_id)
-    )
-
-
-def test_a_finished_caption_leaves_the_batch(tokenizer, monkeypatch):
-    model, images = random_model(tokenizer), random_images(9)
-    end_id = int(captioner.generate(model, images, max_len=20, end_id=-1)[3, 6])
-    seen, encoded = [], []
-    step = caption_decoding.decode_step
-
-    def counting_step(model, cache, tokens, position):
-        assert all(layer.shape[1] == len(tokens) for layer in cache.text + cache.image)
-        seen.append(len(tokens))
-        return step(model, cache, tokens, position)
-
-    monkeypatch.setattr(caption_decoding, "decode_step", counting_step)
-    model.visual.register_forward_hook(
-        lambda module, inputs, output: encoded.append(len(inputs[0]))
-    )
-    tokens = captioner.generate(model, images, max_len=20, end_id=end_id)
-    ended = (tokens == end_id).cumsum(dim=1) > 0
-    unfinished = (~ended).sum(dim=0).tolist()  # at each place
-    assert seen == unfinished[:-1]
-    assert seen[0] == 9 and seen[-1] < 9
-    assert encoded == [9]
-
-
-def test_nothing_is_computed_once_all_captions_have_ended(tokenizer, monkeypatch):
-    model, images = random_model(tokenizer), random_images(2)
-    prompt = torch.tensor([[2, 40, 1], [2, 50, 1]])
-    monkeypatch.setattr(caption_decoding, "decode_step", None)
-    tokens = captioner.generate(model, images, max_len=6, prompt=prompt)
-    assert tokens.tolist() == [[2, 40, 1, 0, 0, 0], [2, 50, 1, 0, 0, 0]]
-
-
-def test_decoding_says_what_it_cannot_do(tokenizer):
-    model, images = random_model(tokenizer), random_images(2)
-    assert captioner.generate(model, images, max_len=40).shape == (2, 40)
-    with pytest.raises(UserError, match="max_len is 41.*1 to 40 tokens"):
-        captioner.generate(model, images, max_len=41)
-    with pytest.raises(UserError, match="prompt has shape"):
-        captioner.generate(model, images, max_len=5, prompt=torch.zeros(3, 2, dtype=torch.long))
-    with pytest.raises(UserError, match="prompt has shape"):
-        captioner.generate(model, images, max_len=5, prompt=torch.zeros(2, 6, dtype=torch.long))
-    del model.end_id
-    with pytest.raises(UserError, match="give start_id and end_id"):
-        captioner.generate(model, images, max_len=5)
-    model.text = nn.Linear(2, 2)  # as a Hugging Face text encoder: not open_clip's
-    with pytest.raises(UserError, match="open_clip's own causal text encoder"):
-        captioner.generate(model, images, max_len=5, end_id=1)
-
-
-def test_open_clip_s_own_tokenizer_and_ids(tmp_path):
-    clip_tokenizer = open_clip.get_tokenizer("coca_ViT-B-32")
-    config = tiny_config()
-    del config["text_cfg"]["hf_tokenizer_name"]
-    model = captioner.build(clip_tokenizer, config=config)
-    assert (model.start_id, model.end_id) == (49406, 49407)
-    captioner.save(model, clip_tokenizer, tmp_path)
-    model, loaded = captioner.load(tmp_path)
-    assert (model.start_id, model.end_id) == (49406, 49407)
-    tokens = captioner.encode(loaded, ["A red circle!"], 12)
-    assert captioner.decode(loaded, tokens, model.end_id) == ["a red circle !"]
-    assert captioner.generate(model, random_images(1), max_len=4)[0, 0] == 49406
+    return tiny_tokenizer()
 
 
 # ---- losses --------------------------------------------------------------------------------------
@@ -315,6 +137,74 @@ def test_pixels_follow_the_model_s_preprocessing(tokenizer):
         captioner.pixels(model, images[:, :8])
 
 
+def test_captions_come_with_their_log_probability_and_whether_they_were_cut(tokenizer):
+    model, images = random_model(tokenizer), random_images(9)
+    model.end_id = int(captioner.generate(model, images, max_len=20, end_id=-1)[3, 6])
+    tokens = captioner.generate(model, images, max_len=20)
+    options = {"max_len": 20, "batch_size": 4, "progress": False}
+    written = captioner.write(model, tokenizer, images, **options)
+    assert written.texts == captioner.caption(model, tokenizer, images, **options)
+    assert written.truncated.tolist() == [model.end_id not in row for row in tokens.tolist()]
+    assert 0 < written.truncated.mean() < 1
+    expected = captioner.log_probability(model, images, tokens).numpy()
+    np.testing.assert_allclose(written.log_probability, expected, rtol=1e-4)
+    nothing = captioner.write(model, tokenizer, images[:0], **options)
+    assert [len(field) for field in nothing] == [0, 0, 0]
+
+
+# ---- longer contexts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("embed_cls", [True, False])
+def test_a_longer_context_changes_no_short_caption(tokenizer, tmp_path, embed_cls):
+    model, images = random_model(tokenizer, text_cfg__embed_cls=embed_cls), random_images(6)
+    tokens = captioner.encode(tokenizer, CAPTIONS[:6], 40)
+    before = copy.deepcopy(model)
+    assert captioner.extend_context(model, 100) is model
+    long = nn.functional.pad(tokens, (0, 60))
+    for old, new in ((tokens, long), (tokens, tokens)) if embed_cls else ((tokens, long),):
+        with torch.no_grad():
+            expected = before(images, old, output_labels=False)
+            found = model(images, new, output_labels=False)
+        torch.testing.assert_close(found["logits"][:, :40], expected["logits"])
+        if old is not new:  # pads are hidden, the CLS token has kept its place at the end
+            torch.testing.assert_close(found["text_features"], expected["text_features"])
+    short, full = (captioner.generate(m, images, max_len=40, end_id=-1) for m in (before, model))
+    assert torch.equal(short, full)
+
+    # and it writes and learns captions of the new length
+    tokens = captioner.generate(model, images, max_len=100, end_id=-1)
+    assert torch.equal(tokens[:, :40], short) and (tokens[:, 40:] != 0).all()
+    if embed_cls:
+        plain = captioner.generate_uncached(model, images, max_len=100, end_id=-1)
+        assert torch.equal(plain, tokens)
+    captioner.loss(model, images, tokens, contrastive=1, captioning=1)["loss"].backward()
+    gradient = model.text.positional_embedding.grad
+    assert gradient.shape == (100 + embed_cls, 48) and (gradient[40:99] != 0).any(dim=1).all()
+
+    captioner.save(model, tokenizer, tmp_path, dtype=torch.float32)
+    loaded, _ = captioner.load(tmp_path)
+    assert loaded.context_length == loaded.text.context_length == 100
+    assert torch.equal(captioner.generate(loaded, images, max_len=100, end_id=-1), tokens)
+
+
+def test_new_places_are_copies_of_the_last(tokenizer):
+    model = random_model(tokenizer)
+    old = model.text.positional_embedding.detach().clone()
+    new = captioner.extend_context(model, 43).text.positional_embedding
+    assert torch.equal(new[:40], old[:40]) and torch.equal(new[43], old[40])
+    assert torch.equal(new[40:43], old[39].expand(3, -1))
+    same = captioner.extend_context(model, 43)
+    assert torch.equal(same.text.positional_embedding, new)
+
+
+def test_a_context_that_cannot_be_extended_is_named(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="holds 40 tokens already: it cannot be shortened to 39"):
+        captioner.extend_context(random_model(tokenizer), 39)
+    with pytest.raises(UserError, match="HFTextEncoder"):
+        captioner.extend_context(roberta_model(tmp_path), 60)
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
@@ -379,6 +269,20 @@ def test_what_cannot_be_loaded_is_named(tokenizer, tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match="not a CoCa captioner"):
         captioner.load(tmp_path)
+
+
+def test_open_clip_s_own_tokenizer_and_ids(tmp_path):
+    clip_tokenizer = open_clip.get_tokenizer("coca_ViT-B-32")
+    config = tiny_config()
+    del config["text_cfg"]["hf_tokenizer_name"]
+    model = captioner.build(clip_tokenizer, config=config)
+    assert (model.start_id, model.end_id) == (49406, 49407)
+    captioner.save(model, clip_tokenizer, tmp_path)
+    model, loaded = captioner.load(tmp_path)
+    assert (model.start_id, model.end_id) == (49406, 49407)
+    tokens = captioner.encode(loaded, ["A red circle!"], 12)
+    assert captioner.decode(loaded, tokens, model.end_id) == ["a red circle !"]
+    assert captioner.generate(model, random_images(1), max_len=4)[0, 0] == 49406
 
 
 # ---- training ------------------------------------------------------------------------------------
