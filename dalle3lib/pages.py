@@ -21,7 +21,10 @@ GROUPS = {
     "world": ("The world and images", ("world", "images", "coco")),
     "captions": (
         "Captions and text",
-        ("captions", "captioner", "caption_decoding", "recaption", "text", "upsample"),
+        (
+            *("captions", "captioner", "caption_decoding", "recaption", "captioning", "sources"),
+            *("tars", "shards", "runners", "text", "upsample"),
+        ),
     ),
     "diffusion": (
         "Latent diffusion and foundations",
