@@ -9,7 +9,7 @@ import glob
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Shard:
     source: str
     identity: str
     images: int | None
-    read: Callable[[], Iterator[Item]]
+    read: Callable[[], Iterator[Item]] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,11 @@ def _folder_shards(
         problems: coco.Problems = defaultdict(list)
         captions = coco.first_captions(found[1], problems)
         located = coco.locate(captions, list(images), problems)
-        for kind in ("image without a caption", "image file missing"):  # these have their places
-            problems.pop(kind, None)
+        missing = problems.pop("image file missing", [])
+        problems.pop("image without a caption", None)  # it will get one
         if problems:
             raise UserError(coco.report(folder, found[0], problems))
         keys |= {path: key for key, path in located.items()}
-        missing = [name for name in captions if name not in located]
         images |= dict.fromkeys(missing, 0)  # reading them will say that they are not there
         keys |= {name: name for name in missing}
     entries = [

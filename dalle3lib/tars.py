@@ -3,8 +3,9 @@
 A sample is a run of members that share their name up to the first dot: ``0001.jpg``, ``0001.txt``.
 Archives come from strangers. A member is only ever read as an image, a text or JSON; whatever
 tries to be something else (a link, a device, a pickle, a name that leads out of the archive) is
-refused with its reason. A tar has no checksum and Python's ``tarfile`` takes a damaged header in
-the middle for the end of the archive, so the end mark is checked here.
+refused with its reason. A tar has no checksum of its content and Python's ``tarfile`` takes a
+damaged header for the end of the archive, so the end is checked here. What cannot be noticed: bits
+that changed inside an image that still decodes, and zeros from some member to the very end.
 """
 
 import errno
@@ -105,9 +106,7 @@ def _members(path: Path) -> Iterator[Member]:
                     wanted = field in IMAGES + TEXTS
                     data = archive.extractfile(info).read() if wanted else None
                     yield Member(key, field, printable(info.name), data, None)
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("it breaks off, or a header in it is damaged")
+            _check_end(archive)
     except Exception as error:  # tarfile raises a dozen kinds on damaged headers
         if getattr(error, "errno", None) in (errno.EIO, errno.EACCES, errno.ENOENT, errno.ESTALE):
             raise UserError(
@@ -117,6 +116,17 @@ def _members(path: Path) -> Iterator[Member]:
             f"the archive is damaged after {max(position, 0):,} bytes, the rest is lost: {error}"
         )
         yield Member(None, "", path.name, None, printable(reason))
+
+
+def _check_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError unless an archive ends with its end mark: a block of zeros, then no more."""
+    file = archive.fileobj
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it breaks off, or a header in it is damaged")
+    while rest := file.read(2**20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("there is more after its end mark")
 
 
 def split_name(name: str) -> tuple[str | None, str]:
