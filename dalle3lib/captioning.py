@@ -4,7 +4,9 @@
 and however often it was interrupted.
 """
 
+import contextlib
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +42,9 @@ class Job:
     limits: Limits = PHOTOGRAPHS
     device: str = "cpu"
 
+    def __str__(self) -> str:
+        return f"shard {self.shard.name} ({self.shard.source})"
+
 
 def caption_shard(job: Job) -> dict[str, Any]:
     """Caption the images of a shard, write its files, and return its mark (``shards.write``).
@@ -48,7 +53,7 @@ def caption_shard(job: Job) -> dict[str, Any]:
     one waits. The same job writes the same bytes, whoever does it and however often it was
     interrupted. Images that cannot be captioned are listed with the reason.
     """
-    with shards.lock(job.directory / ".shards" / f"{job.shard.name}.lock"):
+    with shards.lock(job.directory / ".shards" / f"{job.shard.name}.lock"), _quiet():
         mark = shards.finished(job.directory, job.shard)
         if mark:
             return mark
@@ -72,6 +77,14 @@ def image_sha256(item: Item) -> str:
     """SHA-256 of an image file's bytes, or of the pixels of an image that never was a file."""
     image = item.image if isinstance(item.image, bytes) else np.ascontiguousarray(item.image)
     return hashlib.sha256(image).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Pillow's warnings about damaged files off the screen: what is bad is listed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def _decoded(

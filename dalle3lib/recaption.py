@@ -11,8 +11,9 @@ any other picture is captioned on the spot by the shipped captioners.
 
 import contextlib
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -144,10 +145,12 @@ def caption_dataset(
     Raises UserError when more than the share ``max_bad`` of the images (or of the archives) is
     bad, and for a source, destination or captioner that cannot be used.
     """
-    listed = sources.list_shards(source, shard_size, columns)
     index, parts = part
     if not 0 <= index < parts:
         raise UserError(f"There is no part {index} of {parts}: count from 0 to {parts - 1}.")
+    if min(workers, batch_size) < 1:
+        raise UserError("The number of workers and the batch size must be at least 1.")
+    listed = sources.list_shards(source, shard_size, columns)
     chosen, lengths = _captioners(kinds, captioners or {}, lengths or {})
     destination = Path(destination).expanduser().absolute()
     settings = {
@@ -162,31 +165,31 @@ def caption_dataset(
         "device": device,
     }
     shards.claim(destination, settings)
+    marks = {s.name: mark for s in listed if (mark := shards.finished(destination, s))}
     jobs = [
         Job(shard, destination, chosen, lengths, batch_size, limits, device)
         for shard in listed[index::parts]
     ]
-    marks = {s.name: mark for s in listed if (mark := shards.finished(destination, s))}
     todo = [job for job in jobs if job.shard.name not in marks]
     if runner == "ray":
         results = runners.run_ray(caption_shard, todo, ray_address, gpus=float(device == "cuda"))
     else:
         results = runners.run_local(caption_shard, todo, workers)
-    with contextlib.closing(results), _progress(jobs, marks) as bar:
-        for mark in results:
-            marks[mark["shard"]] = mark
-            _count(bar, mark, jobs, marks)
-            check_bad(destination, listed, marks, max_bad)
+    with contextlib.closing(results):
+        _collect(results, destination, listed, jobs, marks, max_bad)
     for shard in listed:  # other calls may have worked on their parts meanwhile
         if shard.name not in marks and (mark := shards.finished(destination, shard)):
             marks[shard.name] = mark
-    check_bad(destination, listed, marks, max_bad)
     if len(marks) < len(listed):
         print(
             f"{len(marks)} of {len(listed)} shards are finished; the call that finishes the last "
             "of the others writes the manifest."
         )
         return None
+    counts = shards.counts(marks.values())
+    check_bad(destination, marks, counts, sum(map(_images, marks.values())), len(listed), max_bad)
+    if not any(counts.values()):
+        raise UserError(f"{source} holds no images: give a folder or archives with some.")
     return shards.finish(destination, settings, [marks[shard.name] for shard in listed])
 
 
@@ -213,54 +216,62 @@ def _digest(directory: Path) -> str:
     return files.digest(files.listing(directory, found))
 
 
-def check_bad(
-    directory: Path, listed: Sequence[sources.Shard], marks: dict[str, dict], max_bad: float
+def _collect(
+    results: Iterable[dict[str, Any]],
+    destination: Path,
+    listed: Sequence[sources.Shard],
+    jobs: Sequence[Job],
+    marks: dict[str, dict],
+    max_bad: float,
 ) -> None:
-    """Raise UserError if too large a share of the images, or of the archives, is bad.
+    """Add the marks of ``jobs`` to ``marks`` as they come; show progress; stop if many are bad.
 
-    Where the number of images is not known before the end, it is estimated from below by those
-    seen, or by ``FEW``. The list of bad ones is written first.
+    Where only reading tells how many images there are, the bar extrapolates from those read, and
+    no share is judged from fewer than ``FEW``.
     """
-    done = [marks[shard.name] for shard in listed if shard.name in marks]
-    counts = shards.counts(done)
-    seen = counts["captioned"] + counts["quarantined"]
-    known = [shard.images for shard in listed]
-    if len(done) == len(listed):
-        images = seen
-    else:
-        images = max(seen, FEW) if None in known else sum(known)
-    if len(done) == len(listed) and not seen and not counts["damaged archives"]:
-        raise UserError("The source holds no images: give a folder or archives with some.")
+    every = None if any(s.images is None for s in listed) else sum(s.images for s in listed)
+    own = None if every is None else sum(job.shard.images for job in jobs)
+    counts = Counter(shards.counts(marks.values()))
+    finished = [marks[job.shard.name] for job in jobs if job.shard.name in marks]
+    done, before = len(finished), sum(map(_images, finished))
+    with tqdm(desc="captions", unit=" images", initial=before, total=own, mininterval=1) as bar:
+        for mark in results:
+            marks[mark["shard"]] = mark
+            counts.update(shards.counts([mark]))
+            done += 1
+            if own is None:
+                bar.total = round((bar.n + _images(mark)) / done * len(jobs))
+            bar.set_postfix(shards=f"{done}/{len(jobs)}", refresh=False)
+            bar.update(_images(mark))
+            images = every or max(FEW, counts["captioned"] + counts["quarantined"])
+            check_bad(destination, marks, counts, images, len(listed), max_bad)
+
+
+def check_bad(
+    directory: Path,
+    marks: dict[str, dict],
+    counts: dict[str, int],
+    images: int,
+    archives: int,
+    max_bad: float,
+) -> None:
+    """Raise UserError if over ``max_bad`` of the images, or of the archives, are bad; list them."""
     for what, bad, whole in (
         ("images", counts["quarantined"], images),
-        ("archives", counts["damaged archives"], len(listed)),
+        ("archives", counts["damaged archives"], archives),
     ):
-        if bad > max_bad * whole:
-            path = shards.write_quarantine(directory, done)
-            reasons = Counter(bad["reason"] for mark in done for bad in mark["quarantined"])
-            first = "; ".join(f"{reason} × {n}" for reason, n in reasons.most_common(3))
-            raise UserError(
-                f"{bad:,} of {whole:,} {what} ({bad / whole:.1%}) cannot be captioned, more than "
-                f"{max_bad:.1%} ({first}); {path} lists them: repair or remove them, or go on "
-                f"with --max-bad {min(1, max(2 * max_bad, bad / whole) + 0.005):.2f} (finished "
-                "shards are kept)."
-            )
-
-
-def _progress(jobs: Sequence[Job], marks: dict[str, dict]) -> tqdm:
-    """A bar of this call's images with rate and remaining time, finished shards left behind."""
-    done = sum(_images(marks[job.shard.name]) for job in jobs if job.shard.name in marks)
-    return tqdm(desc="captions", unit=" images", initial=done, mininterval=1)
-
-
-def _count(bar: tqdm, mark: dict[str, Any], jobs: Sequence[Job], marks: dict[str, dict]) -> None:
-    """Add a shard to the bar; the total is extrapolated where only reading tells it."""
-    finished = sum(job.shard.name in marks for job in jobs)
-    known = [job.shard.images for job in jobs]
-    count = bar.n + _images(mark)
-    bar.total = round(count / finished * len(jobs)) if None in known else sum(known)
-    bar.set_postfix(shards=f"{finished}/{len(jobs)}", refresh=False)
-    bar.update(_images(mark))
+        if bad <= max_bad * whole:
+            continue
+        listed = [marks[name] for name in sorted(marks)]
+        path = shards.write_quarantine(directory, listed)
+        reasons = Counter(entry["reason"] for mark in listed for entry in mark["quarantined"])
+        first = "; ".join(f"{reason} × {n}" for reason, n in reasons.most_common(3))
+        enough = math.ceil(100 * bad / whole + 1) / 100
+        raise UserError(
+            f"{bad:,} of {whole:,} {what} ({bad / whole:.1%}) cannot be captioned, more than "
+            f"{max_bad:.1%} ({first}); {path} lists them: repair or remove them, or go on with "
+            f"--max-bad {min(1, enough):.2f} (finished shards are kept)."
+        )
 
 
 def _images(mark: dict[str, Any]) -> int:

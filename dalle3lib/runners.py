@@ -6,6 +6,7 @@ done again by another.
 """
 
 import multiprocessing
+import os
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,7 @@ def run_local(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int)
                     deaths[job[0]] += 1
                     if deaths[job[0]] == DEATHS:
                         raise UserError(
-                            f"Shard {job[0]} ended {DEATHS} workers (out of memory?): use fewer "
+                            f"{DEATHS} workers died of {job[1]} (out of memory?): use fewer "
                             "workers, a smaller --batch-size or --max-pixels, and run it again."
                         ) from None
                     waiting.appendleft(job)
@@ -119,9 +120,11 @@ def run_ray(
         import ray
     except ImportError:
         raise UserError("This runner needs Ray: pip install 'dalle3lib[cluster]'.") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, **({} if address else LOCAL_RAY))
+        local = {} if address else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, **local)
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=DEATHS)(one_thread)
     waiting, running = deque(jobs), set()
     try:
@@ -142,6 +145,3 @@ def run_ray(
             ray.cancel(reference, force=True)
         if started:
             ray.shutdown()
-
-
-LOCAL_RAY = {"include_dashboard": False}

@@ -15,10 +15,11 @@ which the kernel frees when its holder dies.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,20 @@ included) and `_truncated` (cut at the greatest length), and the image's `sha256
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold a lock file; if another process holds it, wait until it lets go or dies."""
+    """Hold a lock file; if another process holds it, wait until it lets go or dies.
+
+    On a file system without locks nothing is held: two workers may then do the same shard, which
+    costs time and harms nothing, because each file is written whole and with the same bytes.
+    """
     with files.guard(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a")  # noqa: SIM115 - closed below, after what the caller does
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
         yield
 
 
@@ -121,8 +130,9 @@ def finished(directory: Path, shard: Shard) -> dict[str, Any] | None:
         return None
 
 
-def counts(marks: Sequence[dict[str, Any]]) -> dict[str, int]:
+def counts(marks: Iterable[dict[str, Any]]) -> dict[str, int]:
     """How many images have a caption, how many are quarantined, how many archives are damaged."""
+    marks = list(marks)
     bad = [entry for mark in marks for entry in mark["quarantined"]]
     return {
         "captioned": sum(mark["rows"] for mark in marks),

@@ -112,7 +112,7 @@ def _world_shards(address: str, size: int) -> list[Shard]:
     starts = range(0, int(count), size)
     ranges = [range(start, min(start + size, int(count))) for start in starts]
     return [
-        _shard(i, f"scenes {r[0]} to {r[-1]}", address, len(r), partial(read_world, split, r))
+        _shard(i, f"scenes {r[0]} to {r[-1]}", split, len(r), partial(read_world, split, r))
         for i, r in enumerate(ranges)
     ]
 
@@ -212,6 +212,8 @@ def _tar_shards(names: Iterator[str]) -> list[Shard]:
 def _dataset_shards(address: str, size: int, columns: Columns) -> list[Shard]:
     """One shard for each file of ``NAME@REVISION:SPLIT``, or of a local folder."""
     name, revision, split = re.fullmatch(r"(.+?)(?:@([\w.-]+))?(?::(\w+))?", address).groups()
+    if Path(address).expanduser().exists():  # a folder's name may hold any sign
+        name, revision, split = address, None, None
     local = Path(name).expanduser().exists()
     if not local and not revision:
         raise UserError(f"hf:{name} can change from day to day: pin it as hf:{name}@REVISION, with "
@@ -276,6 +278,7 @@ def read_table(
 
     table, (name, _, split, _) = open_table(*place), place
     table = table.cast_column(columns.image, datasets.Image(decode=False))
+    seen: set[str] = set()
     rows = enumerate(iter(table.shard(num_shards=table.num_shards, index=index)))
     while True:
         try:
@@ -290,7 +293,10 @@ def read_table(
             reason = f"this part of the dataset is damaged, the rest is lost: {error}"
             yield Item(None, file=f"{split} {index + 1}", problem=printable(reason))
             return
-        yield _row_item(row, columns, f"{index:05d}-{number:06d}")
+        item = _row_item(row, columns, f"{index:05d}-{number:06d}")
+        again = "its key was used before in this part of the dataset"
+        yield Item(item.key, file=item.file, problem=again) if item.key in seen else item
+        seen.add(item.key)
 
 
 def _row_item(row: dict, columns: Columns, place: str) -> Item:

@@ -67,23 +67,28 @@ def read_tar(path: Path) -> Iterator[Item]:
     """
     seen: set[str] = set()
     for key, members in groupby(_members(path), key=lambda member: member.key):
-        members = list(members)
+        image, texts, fields, problems = None, {}, [], []
         for member in members:
+            fields.append(member.field)
             if member.problem:
-                yield Item(key, file=member.name, problem=member.problem)
-        if key is None:
-            continue
-        images = [m for m in members if m.field in IMAGES and not m.problem]
+                problems.append(Item(key, file=member.name, problem=member.problem))
+            elif member.field in IMAGES and image:
+                reason = "it is the second image of its sample"
+                problems.append(Item(key, file=member.name, problem=reason))
+            elif member.field in IMAGES:
+                image = member
+            elif member.data is not None:
+                texts.setdefault(member.field, member.data)
         if key in seen:
-            yield Item(key, file=members[0].name, problem="its key was used before in this archive")
-        elif images:
-            for extra in images[1:]:
-                yield Item(key, file=extra.name, problem="it is the second image of its sample")
-            yield Item(key, images[0].data, _caption(members), images[0].name)
-        elif not any(member.problem for member in members):
-            fields = ", ".join(member.field for member in members)
-            yield Item(key, file=key, problem=f"no jpg, png or webp image among its {fields}")
+            yield Item(key, file=key, problem="its key was used before in this archive")
+            continue
         seen.add(key)
+        if not image and not problems:
+            reason = f"no jpg, png or webp image among its {', '.join(fields)}"
+            problems.append(Item(key, file=key, problem=reason))
+        yield from problems
+        if image:
+            yield Item(key, image.data, _caption(texts), image.name)
 
 
 def _members(path: Path) -> Iterator[Member]:
@@ -156,13 +161,10 @@ def refusal(info: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _caption(members: list[Member]) -> str | None:
-    """The caption among a sample's members: its txt, its caption, or "caption" in its json."""
-    found = {member.field: member.data for member in members if member.data is not None}
+def _caption(texts: dict[str, bytes]) -> str | None:
+    """The caption among a sample's texts: its txt, its caption, or "caption" in its json."""
     for field in TEXTS:
-        if field not in found:
-            continue
-        text = found[field].decode("utf-8", "replace")
+        text = texts.get(field, b"").decode("utf-8", "replace")
         if field == "json":
             try:
                 text = json.loads(text)["caption"]

@@ -222,6 +222,8 @@ def test_mistakes_on_the_command_line(foundations, tmp_path, capsys):
         ("world:test:2 OUT --kind dsc --captioner dsc=nowhere", "no captioner in nowhere"),
         ("world:test:2 OUT --kind dsc --captioner alt=nowhere", "no kind of caption 'alt'"),
         ("world:test:2 OUT --kind dsc --max-len dsc=many", "needs a number of tokens"),
+        ("world:test:2 OUT --kind dsc --workers 0", "must be at least 1"),
+        ("world:test:2 OUT --kind dsc --batch-size 0", "must be at least 1"),
         ("world:test:2 OUT --kind dsc --max-len dsc=99", "context holds 1 to 48"),
     ):
         out = str(tmp_path / "out")

@@ -217,7 +217,12 @@ def table(tmp_path):
     """Five images with a text column, as a ``datasets.Dataset``."""
     datasets = pytest.importorskip("datasets")
     images = [{"bytes": png((i, 0, 0)), "path": None} for i in range(5)]
-    rows = {"image": images, "text": [f"text {i}" for i in range(5)], "id": list("vwxyz")}
+    rows = {
+        "image": images,
+        "text": [f"text {i}" for i in range(5)],
+        "id": list("vwxyz"),
+        "same": ["s"] * 5,
+    }
     return datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
 
 
@@ -235,9 +240,12 @@ def test_a_folder_of_parquet_files(table, tmp_path):
     assert [item.image for item in found] == [png((i, 0, 0)) for i in range(5)]
     named = list_shards(f"hf:{tmp_path / 'p'}:train", columns=Columns(text="id", key="id"))
     assert [(item.key, item.alt) for item in items(named)] == [(c, c) for c in "vwxyz"]
+    (first, *others) = items(list_shards(f"hf:{tmp_path / 'p'}", columns=Columns(key="same")))
+    assert first.key == "s" and first.image and not first.problem
+    assert ["its key was used before" in (i.problem or "") for i in others] == [1, 1, 0, 1]
     with pytest.raises(UserError, match="cannot be opened: .*test"):
         list_shards(f"hf:{tmp_path / 'p'}:test")
-    with pytest.raises(UserError, match="no column 'caption', only image, text, id"):
+    with pytest.raises(UserError, match="no column 'caption', only image, text, id, same"):
         list_shards(str(tmp_path / "p"), columns=Columns(text="caption"))
 
 
