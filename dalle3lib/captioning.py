@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import LongTensor, Tensor
+from torch.nn import functional as F
 
 from dalle3lib import UserError, captioner, shards, sources
 from dalle3lib.images import Limits, centre_square, decode
@@ -127,13 +128,14 @@ def _log_probability(model, images: Tensor, tokens: LongTensor) -> Tensor:
 
     ``tokens`` are what ``generate`` gave; what stands after the end token counts for nothing.
     """
+    ended = (tokens == model.end_id).cumsum(dim=1) > 0  # at the end token and behind it
+    used = int((~ended).sum(dim=1).max()) + 1  # columns up to the last end token
+    tokens, ended = tokens[:, :used], ended[:, :used]
     _, image_tokens = model.visual(images)
     _, states = model.text(tokens)
     logits = model.text_decoder(image_tokens, states[:, : tokens.shape[1] - 1])
-    following = tokens[:, 1:]
-    terms = logits.log_softmax(dim=-1).gather(-1, following[..., None])[..., 0]
-    ended = (tokens == model.end_id).cumsum(dim=1)[:, :-1] > 0  # before this place
-    return terms.masked_fill(ended, 0).sum(dim=1)
+    terms = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    return -terms.view(len(tokens), -1).masked_fill(ended[:, :-1], 0).sum(dim=1)
 
 
 @lru_cache(maxsize=2)

@@ -306,7 +306,7 @@ def check_killed(out, count, calm):
 
 @pytest.mark.parametrize(
     ("count", "kills"),
-    [(160, 2), pytest.param(1600, 25, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+    [(400, 2), pytest.param(4000, 25, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
 )
 def test_killed_workers_lose_nothing(foundations, tmp_path, count, kills):
     out = tmp_path / "out"

@@ -90,6 +90,8 @@ def test_log_probability_is_that_of_one_word_after_another(model):
             expected[row] += said.log_softmax(-1)[tokens[row, place]].detach()
     found = captioning._log_probability(model, pictures, tokens)
     assert torch.allclose(found, expected, atol=1e-4) and (found < 0).all()
+    ended = captioning._log_probability(model, pictures[1:], tokens[1:])  # all end early
+    assert torch.allclose(ended, expected[1:], atol=1e-4)
 
 
 def test_truncated_means_no_end_token(model, tiny_foundation, monkeypatch):
