@@ -217,18 +217,21 @@ def test_a_page_of_zeros_is_not_the_end(tmp_path):
     assert len(good) == 4 and key is None and "more after its end mark" in problem
 
 
-def test_a_negative_size_does_not_go_round_for_ever(tmp_path):
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("size", [-512, -1024, -3072])
+def test_a_negative_size_does_not_go_round_for_ever(tmp_path, size):
+    """After -512 bytes of content the next header is the same one again."""
     path = whole(tmp_path)
     content = bytearray(path.read_bytes())
-    header = tarfile.TarInfo.frombuf(bytes(content[2560:3072]), "utf-8", "strict")
-    raw = bytearray(content[2560:3072])
-    raw[124:136] = b"\xff" * 10 + (-1024 % 2**16).to_bytes(2, "big")  # base 256, below zero
-    raw[148:156] = b" " * 8
-    raw[148:156] = b"%06o\0 " % sum(raw)
-    content[2560:3072] = raw
+    header = content[2560:3072]
+    header[124:136] = b"\xff" * 10 + (size % 2**16).to_bytes(2, "big")  # base 256
+    header[148:156] = b" " * 8  # the checksum counts itself as spaces
+    header[148:156] = b"%06o\0 " % sum(header)
+    assert tarfile.TarInfo.frombuf(bytes(header), "utf-8", "strict").size == size
+    content[2560:3072] = header
     path.write_bytes(content)
-    assert header.size == 600
-    assert told(path)[-1][0] is None
+    *good, (key, problem) = told(path)
+    assert key is None and len(good) <= 3
 
 
 def test_compressed_archives_and_other_files_are_no_tars(tmp_path):
