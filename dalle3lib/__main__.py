@@ -58,7 +58,48 @@ def _parser() -> argparse.ArgumentParser:
     command("book", book_command)
     command("times", times_command)
     command("claims", claims_command).add_argument("--json", action="store_true")
+    _recaption_options(command("recaption", recaption_command, preset=""))
     return parser
+
+
+def _recaption_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``recaption``."""
+    add = parser.add_argument
+    parser.description = (
+        "Write captions for every image of SRC into the folder DST: parquet files that "
+        "datasets.load_dataset(DST) reads, a list of images that cannot be captioned, and a "
+        "manifest, which is written last. The same command goes on after an interruption."
+    )
+    add("source", metavar="SRC", help="a folder of images (with or without COCO-format captions), "
+        "of tars or of parquet files; 'train-{000..127}.tar'; hf:NAME@REVISION:SPLIT; "
+        "world:train:1000")  # fmt: skip
+    add("destination", metavar="DST", help="a new folder, or one that this command has begun")
+    add("--kind", choices=("ssc", "dsc", "both"), required=True, help="short or descriptive")
+    add("--captioner", type=_pair, action="append", default=[], metavar="KIND=DIR",
+        help="made by captioner.save (default: the shipped ones, for the world)")  # fmt: skip
+    add("--max-len", type=_pair, action="append", default=[], metavar="KIND=TOKENS",
+        help="the longest caption (default: ssc=16, dsc=48)")  # fmt: skip
+    add("--runner", choices=("local", "ray"), default="local")
+    add("--workers", type=int, default=1, help="processes of one thread each (runner local)")
+    add("--ray-address", help="a Ray cluster, or 'auto' (default: one on this machine)")
+    add("--shard-index", type=int, default=0, help="with --num-shards: this job of a job array")
+    add("--num-shards", type=int, default=1, help="how many jobs the array has")
+    add("--shard-size", type=int, default=1000, help="images a file (tars: one file a tar)")
+    add("--batch-size", type=int, default=64)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--max-bad", type=float, default=0.01, help="share of images that may be bad (0.01)")
+    add("--max-pixels", type=int, help="a larger image is not decoded (default: 89 million)")
+    add("--min-side", type=int, help="nor one with a shorter side, in pixels (default: 16)")
+    for column in ("image", "text", "key"):
+        add(f"--{column}-column", metavar="NAME", help=f"the {column} column of a table")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """Split ``KIND=VALUE``."""
+    kind, sign, value = text.partition("=")
+    if not (kind and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KIND=VALUE, such as dsc=76")
+    return kind, value
 
 
 def _root(options: argparse.Namespace) -> Path:
@@ -247,6 +288,44 @@ def claims_command(options: argparse.Namespace) -> None:
     from dalle3lib import claims
 
     claims.main(_root(options), as_json=options.json)
+
+
+def recaption_command(options: argparse.Namespace) -> None:
+    """Write synthetic captions for any dataset: a folder, tars, a Hugging Face dataset."""
+    os.environ |= ONE_THREAD
+    from dataclasses import replace
+
+    from dalle3lib import recaption, sources
+
+    given = {"max_pixels": options.max_pixels, "min_side": options.min_side}
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        lengths = {kind: int(tokens) for kind, tokens in options.max_len}
+    except ValueError:
+        raise UserError("--max-len needs a number of tokens, such as dsc=76.") from None
+    manifest = recaption.caption_dataset(
+        options.source,
+        options.destination,
+        recaption.KINDS if options.kind == "both" else (options.kind,),
+        captioners={kind: Path(directory) for kind, directory in options.captioner},
+        lengths=lengths,
+        columns=sources.Columns(options.image_column, options.text_column, options.key_column),
+        limits=replace(recaption.PHOTOGRAPHS, **given),
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+        device=options.device,
+        runner=options.runner,
+        workers=options.workers,
+        ray_address=options.ray_address,
+        part=(options.shard_index, options.num_shards),
+        max_bad=options.max_bad,
+    )
+    if manifest:
+        print(
+            f"{manifest['captioned']:,} images captioned, {manifest['quarantined']:,} in "
+            f"quarantine; cut at the greatest length: {manifest['truncated share']}. "
+            f"See {options.destination}"
+        )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,15 @@ from dalle3lib import UserError
 Problems = dict[str, list[str]]  # what is wrong -> where
 
 
-def captions_file(folder: Path, names: Iterable[str]) -> tuple[str, dict]:
+def captions_file(
+    folder: Path, names: Iterable[str], required: bool = True
+) -> tuple[str, dict] | None:
     """Name and content of the one JSON with "images" and captions; UserError if not exactly one.
 
-    ``names`` are the files of the folder; only those in it or in its ``annotations/`` count.
+    ``names`` are the files of the folder; only those in it or in its ``annotations/`` count. If
+    it is not ``required``, None is returned where every JSON is about something else.
     """
-    found, rejected = {}, []
+    found, rejected, unreadable = {}, [], False
     for name in names:
         if not (name.endswith(".json") and os.path.dirname(name) in ("", "annotations")):
             continue
@@ -27,11 +30,14 @@ def captions_file(folder: Path, names: Iterable[str]) -> tuple[str, dict]:
             content = json.loads((folder / name).read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError, OSError) as error:
             rejected.append(f"{name} is not readable JSON: {error}")
+            unreadable = True
             continue
         if _has_captions(content):
             found[name] = content
         else:
             rejected.append(f'{name} has no "images" and "annotations" with a "caption"')
+    if not (found or required or unreadable):
+        return None
     if not found:
         raise UserError(
             f"{folder} has no captions file ({'; '.join(rejected) or 'no *.json in it'}): add one "

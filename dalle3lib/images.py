@@ -6,7 +6,9 @@ record holds, never at where it came from.
 
 import glob
 import hashlib
+import io
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -29,6 +31,39 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow ever sees the us
 SPLITS = ("train", "dev", "test")
 TRAIN, DEV = 0.80, 0.85  # hash below 0.80: train; below 0.85: dev; the rest: test
 MAX_BYTES = 8 * 2**30  # decoded images are kept in memory: 650,000 at 64 px, 40,000 at 256 px
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which sizes of images are decoded at all, judged by what the file's header claims.
+
+    ``max_pixels`` guards the memory, and cannot exceed twice its default, where Pillow itself
+    stops; ``min_side`` is in pixels, ``max_aspect`` the longer side divided by the shorter one.
+    """
+
+    max_pixels: int = Image.MAX_IMAGE_PIXELS
+    min_side: int = 1
+    max_aspect: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+            raise UserError(
+                f"Images of over {2 * Image.MAX_IMAGE_PIXELS:,} pixels cannot be read, so the "
+                f"limit cannot be {self.max_pixels:,}: choose a lower one."
+            )
+
+    def check(self, width: int, height: int) -> None:
+        """Raises ValueError with the reason if an image of this size is not to be decoded."""
+        short, long = sorted((width, height))
+        if width * height > self.max_pixels:
+            raise ValueError(f"its header claims over {self.max_pixels:,} pixels")
+        if short < self.min_side:
+            raise ValueError(f"{width} x {height} pixels are too few: a side is < {self.min_side}")
+        if long > self.max_aspect * short:
+            raise ValueError(f"{width} x {height} pixels: longer than {self.max_aspect:g} to 1")
+
+
+ANY_SIZE = Limits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +156,7 @@ class Folder(Sequence[Record]):
             raise UserError(f'a folder has the splits {", ".join(SPLITS)}, not "{split}".')
         if size < 1:
             raise UserError(f"images need a size of at least 1 pixel, not {size}.")
-        self._captions, self._images = _read_folder(folder, size, _files(folder))
+        self._captions, self._images = _read_folder(folder, size, list_files(folder))
         self._keys = split_keys(self._captions)[split]
 
     def __len__(self) -> int:
@@ -163,32 +198,36 @@ def _hash(key: str) -> float:
 # --- from files to pixels ------------------------------------------------------------------------
 
 
-def decode(path: str | Path, size: int) -> np.ndarray:
-    """The centre square of an image file, scaled to uint8 [size, size, 3].
+def decode(source: str | Path | bytes, size: int, limits: Limits = ANY_SIZE) -> np.ndarray:
+    """The centre square of an image file, or of its bytes, scaled to uint8 [size, size, 3].
 
     The rotation that a camera noted in EXIF is applied; see ``to_rgb`` for other than RGB images.
     Of an animation the first picture is taken. Raises ValueError with the reason if the file is
-    no JPEG, PNG or WebP, is damaged, or claims more pixels than Pillow's ``MAX_IMAGE_PIXELS``
-    (checked in the header, before any memory is spent on it).
+    no JPEG, PNG or WebP, is damaged, or its header claims a size outside ``limits`` (checked
+    before any memory is spent on the pixels).
     """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError  # Pillow itself stops only at twice as many
+        with Image.open(file, formats=FORMATS) as image:
+            limits.check(image.width, image.height)
             # JPEG can be decoded at a half, a quarter … of its size, which is much faster; at
             # twice the size we need, the filter below still does the last step
             image.draft(None, (2 * size, 2 * size))
             upright = to_rgb(ImageOps.exif_transpose(image))
-        square = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)  # antialiased
-        return np.asarray(square)
+        return centre_square(upright, size)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ValueError(f"its header claims over {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise ValueError(f"its header claims over {limits.max_pixels:,} pixels") from None
     except UnidentifiedImageError:
-        empty = os.path.getsize(path) == 0
+        empty = not (len(source) if isinstance(source, bytes) else os.path.getsize(source))
         reason = "the file is empty" if empty else "no JPEG, PNG or WebP, or its header is damaged"
         raise ValueError(reason) from None
     except Exception as error:  # damaged files make Pillow's decoders raise almost anything
         raise ValueError(str(error) or type(error).__name__) from error
+
+
+def centre_square(image: Image.Image, size: int) -> np.ndarray:
+    """The largest centred square of an RGB image, scaled to uint8 [size, size, 3]."""
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))  # antialiased
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -222,7 +261,7 @@ def to_uint8(tensor: "torch.Tensor") -> np.ndarray:
 # --- from a folder to captions and images --------------------------------------------------------
 
 
-def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+def list_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Every visible file: (path relative to the folder, bytes, time of change), links followed."""
     names = sorted(glob.glob("**/*", root_dir=folder, recursive=True))
     stats = [(name, os.stat(folder / name)) for name in names if os.path.isfile(folder / name)]

@@ -1,25 +1,37 @@
 """Synthetic captions for a dataset: every image captioned by the SSC and the DSC captioner.
 
+``caption_dataset`` captions any dataset (see ``sources``), a shard at a time, into parquet files
+(see ``shards``). A shard can be done again without harm, so any number of processes and machines
+can share the work, and any of them may die.
+
 Captioning the world's training images takes minutes, and everybody should train on the same
 text, so those captions are committed in ``data/captions``. They are found by the picture itself;
 any other picture is captioned on the spot by the shipped captioners.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 
-from dalle3lib import UserError, captioner, files, paths
-from dalle3lib.images import Record, stack
+from dalle3lib import UserError, captioner, files, paths, runners, shards, sources
+from dalle3lib.captioning import PHOTOGRAPHS, Job, caption_shard
+from dalle3lib.images import Limits, Record, stack
+from dalle3lib.shards import KINDS
 
-KINDS = ("ssc", "dsc")
 LENGTH = {"ssc": 16, "dsc": 48}  # tokens: the longest caption written
 FILE = "world-train.parquet"
+FEW = 1000  # images: no share of bad ones is judged from fewer, unless these are all
 
 
 def captions_dir() -> Path:
@@ -100,3 +112,168 @@ def commit_captions(records: Sequence[Record], captions: dict[str, list[str]]) -
     files.write_atomic(directory / "manifest.json", files.to_json(manifest).encode())
     committed.cache_clear()
     return directory
+
+
+# ---- captioning any dataset ----------------------------------------------------------------------
+
+
+def caption_dataset(
+    source: str,
+    destination: str | Path,
+    kinds: Sequence[str] = KINDS,
+    *,
+    captioners: dict[str, Path] | None = None,
+    lengths: dict[str, int] | None = None,
+    columns: sources.Columns = sources.ANY_COLUMNS,
+    limits: Limits = PHOTOGRAPHS,
+    shard_size: int = 1000,
+    batch_size: int = 64,
+    device: str = "cpu",
+    runner: str = "local",
+    workers: int = 1,
+    ray_address: str | None = None,
+    part: tuple[int, int] = (0, 1),
+    max_bad: float = 0.01,
+) -> dict[str, Any] | None:
+    """Caption a dataset (``sources.list_shards``) into a folder; returns its manifest.
+
+    Finished shards are kept, so the same call goes on after any interruption. ``runner`` is
+    "local" (``workers`` processes) or "ray". ``part`` (i, n) does every n-th shard from the i-th,
+    for n calls side by side: whichever finishes last writes the manifest, the others return None.
+    ``captioners`` (kind to a directory made by ``captioner.save``) replace the shipped ones.
+
+    Raises UserError when more than the share ``max_bad`` of the images (or of the archives) is
+    bad, and for a source, destination or captioner that cannot be used.
+    """
+    index, parts = part
+    if not 0 <= index < parts:
+        raise UserError(f"There is no part {index} of {parts}: count from 0 to {parts - 1}.")
+    if min(workers, batch_size) < 1:
+        raise UserError("The number of workers and the batch size must be at least 1.")
+    listed = sources.list_shards(source, shard_size, columns)
+    chosen, lengths = _captioners(kinds, captioners or {}, lengths or {})
+    destination = Path(destination).expanduser().absolute()
+    settings = {
+        "format": 1,
+        "source": source,
+        "captioners": {kind: _digest(path) for kind, path in chosen.items()},
+        "lengths": lengths,
+        "columns": asdict(columns),
+        "limits": asdict(limits),
+        "shard size": shard_size,
+        "batch size": batch_size,
+        "device": device,
+    }
+    shards.claim(destination, settings)
+    marks = {s.name: mark for s in listed if (mark := shards.finished(destination, s))}
+    jobs = [
+        Job(shard, destination, chosen, lengths, batch_size, limits, device)
+        for shard in listed[index::parts]
+    ]
+    todo = [job for job in jobs if job.shard.name not in marks]
+    if runner == "ray":
+        results = runners.run_ray(caption_shard, todo, ray_address, gpus=float(device == "cuda"))
+    else:
+        results = runners.run_local(caption_shard, todo, workers)
+    with contextlib.closing(results):
+        _collect(results, destination, listed, jobs, marks, max_bad)
+    for shard in listed:  # other calls may have worked on their parts meanwhile
+        if shard.name not in marks and (mark := shards.finished(destination, shard)):
+            marks[shard.name] = mark
+    if len(marks) < len(listed):
+        print(
+            f"{len(marks)} of {len(listed)} shards are finished; the call that finishes the last "
+            "of the others writes the manifest."
+        )
+        return None
+    counts = shards.counts(marks.values())
+    check_bad(destination, marks, counts, sum(map(_images, marks.values())), len(listed), max_bad)
+    if not any(counts.values()):
+        raise UserError(f"{source} holds no images: give a folder or archives with some.")
+    return shards.finish(destination, settings, [marks[shard.name] for shard in listed])
+
+
+def _captioners(
+    kinds: Sequence[str], captioners: dict[str, Path], lengths: dict[str, int]
+) -> tuple[dict[str, Path], dict[str, int]]:
+    """The directory of each kind's captioner and its greatest length, defaults filled in."""
+    for kind in (*kinds, *captioners, *lengths):
+        if kind not in KINDS:
+            raise UserError(f"There is no kind of caption {kind!r}: choose {' or '.join(KINDS)}.")
+    chosen = {k: Path(captioners.get(k) or paths.foundation(f"coca-{k}")) for k in kinds}
+    for path in chosen.values():
+        if not path.is_dir():
+            raise UserError(f"There is no captioner in {path}: give what captioner.save wrote.")
+    return (
+        {kind: path.expanduser().absolute() for kind, path in chosen.items()},
+        {kind: lengths.get(kind, LENGTH[kind]) for kind in kinds},
+    )
+
+
+def _digest(directory: Path) -> str:
+    """What tells one captioner from another: a digest of all its files."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    return files.digest(files.listing(directory, found))
+
+
+def _collect(
+    results: Iterable[dict[str, Any]],
+    destination: Path,
+    listed: Sequence[sources.Shard],
+    jobs: Sequence[Job],
+    marks: dict[str, dict],
+    max_bad: float,
+) -> None:
+    """Add the marks of ``jobs`` to ``marks`` as they come; show progress; stop if many are bad.
+
+    Where only reading tells how many images there are, the bar extrapolates from those read, and
+    no share is judged from fewer than ``FEW``.
+    """
+    every = None if any(s.images is None for s in listed) else sum(s.images for s in listed)
+    own = None if every is None else sum(job.shard.images for job in jobs)
+    counts = Counter(shards.counts(marks.values()))
+    finished = [marks[job.shard.name] for job in jobs if job.shard.name in marks]
+    done, before = len(finished), sum(map(_images, finished))
+    with tqdm(desc="captions", unit=" images", initial=before, total=own, mininterval=1) as bar:
+        for mark in results:
+            marks[mark["shard"]] = mark
+            counts.update(shards.counts([mark]))
+            done += 1
+            if own is None:
+                bar.total = round((bar.n + _images(mark)) / done * len(jobs))
+            bar.set_postfix(shards=f"{done}/{len(jobs)}", refresh=False)
+            bar.update(_images(mark))
+            images = every or max(FEW, counts["captioned"] + counts["quarantined"])
+            check_bad(destination, marks, counts, images, len(listed), max_bad)
+
+
+def check_bad(
+    directory: Path,
+    marks: dict[str, dict],
+    counts: dict[str, int],
+    images: int,
+    archives: int,
+    max_bad: float,
+) -> None:
+    """Raise UserError if over ``max_bad`` of the images, or of the archives, are bad; list them."""
+    for what, bad, whole in (
+        ("images", counts["quarantined"], images),
+        ("archives", counts["damaged archives"], archives),
+    ):
+        if bad <= max_bad * whole:
+            continue
+        listed = [marks[name] for name in sorted(marks)]
+        path = shards.write_quarantine(directory, listed)
+        reasons = Counter(entry["reason"] for mark in listed for entry in mark["quarantined"])
+        first = "; ".join(f"{reason} × {n}" for reason, n in reasons.most_common(3))
+        enough = math.ceil(100 * bad / whole + 1) / 100
+        raise UserError(
+            f"{bad:,} of {whole:,} {what} ({bad / whole:.1%}) cannot be captioned, more than "
+            f"{max_bad:.1%} ({first}); {path} lists them: repair or remove them, or go on with "
+            f"--max-bad {min(1, enough):.2f} (finished shards are kept)."
+        )
+
+
+def _images(mark: dict[str, Any]) -> int:
+    """How many images of a shard are dealt with."""
+    return mark["rows"] + sum(entry["key"] is not None for entry in mark["quarantined"])
