@@ -149,7 +149,22 @@ def beam_search(
 # ---- captions ------------------------------------------------------------------------------------
 
 
-def generate(model: open_clip.CoCa, images: Tensor, **options) -> LongTensor:
+def generate(
+    model: open_clip.CoCa,
+    images: Tensor,
+    *,
+    max_len: int,
+    strategy: str = "greedy",
+    num_beams: int | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float | None = None,
+    prompt: LongTensor | None = None,
+    generator: torch.Generator | None = None,
+    start_id: int | None = None,
+    end_id: int | None = None,
+    make_reader: Callable = reader,
+) -> LongTensor:
     """Captions of images float [B, 3, H, W]: token ids int64 [B, max_len].
 
     Each caption begins with its prompt, goes on until the end token or ``max_len`` tokens in all,
@@ -166,36 +181,12 @@ def generate(model: open_clip.CoCa, images: Tensor, **options) -> LongTensor:
       after the other from one generator give the same captions whatever their size.
     - ``prompt``: int64 [B, P], how the captions begin (default: the start token).
     - ``start_id``, ``end_id``: default to the model's own.
+    - ``make_reader``: what computes the numbers (default: the fastest exact one).
 
     The model should be in evaluation mode; its weights may be float32 or bfloat16. Raises
     ``UserError`` for options that do not fit each other or the model, such as a ``max_len`` over
     its context.
     """
-    return _generate(reader, model, images, **options)
-
-
-def generate_uncached(model: open_clip.CoCa, images: Tensor, **options) -> LongTensor:
-    """The definition of what ``generate`` computes: the whole model on each growing caption."""
-    return _generate(WholeModel, model, images, **options)
-
-
-def _generate(
-    make_reader: Callable,
-    model: open_clip.CoCa,
-    images: Tensor,
-    *,
-    max_len: int,
-    strategy: str = "greedy",
-    num_beams: int | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    temperature: float | None = None,
-    prompt: LongTensor | None = None,
-    generator: torch.Generator | None = None,
-    start_id: int | None = None,
-    end_id: int | None = None,
-) -> LongTensor:
-    """``generate`` with the readers that ``make_reader`` makes."""
     shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     shape = {name: value for name, value in shape.items() if value is not None}
     _check_strategy(strategy, num_beams, shape, generator)
@@ -216,6 +207,11 @@ def _generate(
             )
         tokens[open_rows] = written
     return tokens
+
+
+def generate_uncached(model: open_clip.CoCa, images: Tensor, **options) -> LongTensor:
+    """The definition of what ``generate`` computes: the whole model on each growing caption."""
+    return generate(model, images, make_reader=WholeModel, **options)
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ Decoding is ours: ``caption_decoding`` says what may come next, ``caption_search
 
 import copy
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +27,11 @@ from open_clip.model import set_model_preprocess_cfg
 from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 from torch import LongTensor, Tensor, nn
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError
 from dalle3lib.caption_search import generate, generate_uncached, log_probability
 from dalle3lib.images import to_tensor
-from dalle3lib.randomness import batch_indices
-from dalle3lib.train import train
 
 __all__ = [
     "WORLD_COCA",
@@ -49,12 +45,9 @@ __all__ = [
     "generate_uncached",
     "load",
     "log_probability",
-    "loss",
     "pixels",
     "save",
     "to_bfloat16",
-    "token_log_likelihood",
-    "train_captioner",
     "write",
 ]
 
@@ -241,94 +234,6 @@ def pixels(model: open_clip.CoCa, images: np.ndarray) -> Tensor:
     mean, std = (torch.tensor(wanted[key])[:, None, None] for key in ("mean", "std"))
     # to_tensor gives [-1, 1], which is mean 0.5 and deviation 0.5.
     return ((to_tensor(images) - (2 * mean - 1)) / (2 * std)).to(model.logit_scale.device)
-
-
-# ---- training ------------------------------------------------------------------------------------
-
-
-def loss(
-    model: open_clip.CoCa, images: Tensor, tokens: LongTensor, contrastive: float, captioning: float
-) -> dict[str, Tensor]:
-    """CoCa's two losses for images float [B, 3, H, W] and their captions' tokens [B, L].
-
-    ``captioning`` weighs the mean negative log-likelihood of the caption's tokens given the image
-    (equation 2), pads ignored; ``contrastive`` weighs CLIP's loss: the image must pick its caption
-    among the batch's, and the caption its image. Returns scalars ``loss`` (the weighted sum),
-    ``contrastive`` and ``captioning`` (unweighted; contrastive is 0 where its weight is 0).
-    """
-    used = int((tokens != model.pad_id).any(dim=0).nonzero().max()) + 1  # columns not all pads
-    if not contrastive:
-        tokens = tokens[:, :used]  # the text feature depends on the pads; the captioning does not
-    image_feature, image_tokens = model.visual(images)
-    text_feature, text_tokens = model.text(tokens)
-    logits = model.text_decoder(image_tokens, text_tokens[:, : used - 1])
-    caption_loss = F.cross_entropy(
-        logits.flatten(0, 1), tokens[:, 1:used].flatten(), ignore_index=model.pad_id
-    )
-    contrast = torch.zeros_like(caption_loss)
-    if contrastive:
-        contrast = contrastive_loss(image_feature, text_feature, model.logit_scale)
-    total = contrastive * contrast + captioning * caption_loss
-    return {"loss": total, "contrastive": contrast, "captioning": caption_loss}
-
-
-def contrastive_loss(image_feature: Tensor, text_feature: Tensor, log_scale: Tensor) -> Tensor:
-    """CLIP's loss of B pairs of features [B, D]: each must find its partner among the batch's."""
-    scale = log_scale.clamp(max=math.log(100)).exp()  # CLIP's bound on the temperature
-    similarity = scale * F.normalize(image_feature, dim=-1) @ F.normalize(text_feature, dim=-1).T
-    pairs = torch.arange(len(similarity), device=similarity.device)
-    return (F.cross_entropy(similarity, pairs) + F.cross_entropy(similarity.T, pairs)) / 2
-
-
-def train_captioner(
-    model: open_clip.CoCa,
-    tokenizer,
-    images: np.ndarray,
-    captions: list[str],
-    *,
-    seed: int,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    directory: Path | str,
-    contrastive: float,
-    captioning: float,
-    **options,
-) -> dict[str, list[float]]:
-    """Trains ``model`` in place on images uint8 [N, H, W, 3] and their captions.
-
-    Returns the log: for each entry of ``loss`` one value per step.
-
-    The base model is trained with both losses, the SSC and DSC fine-tunes with the captioning loss
-    alone (``contrastive=0``, open_clip's recipe for COCO). ``options`` go to ``train.train``, which
-    resumes bit-exactly from ``directory``.
-    """
-    tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
-
-    def batch_loss(step: int) -> dict[str, Tensor]:
-        rows = batch_indices(seed, step, batch_size, len(tokens))
-        return loss(model, pixels(model, images[rows]), tokens[rows], contrastive, captioning)
-
-    return train(model, batch_loss, steps=steps, lr=lr, directory=directory, **options)
-
-
-@torch.no_grad()
-def token_log_likelihood(
-    model: open_clip.CoCa, tokenizer, images: np.ndarray, captions: list[str], batch_size: int = 128
-) -> float:
-    """Mean negative log-likelihood per caption token given the image, in nats (lower is better).
-
-    ``images`` are uint8 [N, H, W, 3], one caption each; every token but the start and the pads
-    counts once, the end token included. The model should be in evaluation mode.
-    """
-    tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
-    total, count = 0.0, 0
-    for first in range(0, len(tokens), batch_size):
-        rows = slice(first, first + batch_size)
-        terms = int((tokens[rows, 1:] != model.pad_id).sum())
-        batch = loss(model, pixels(model, images[rows]), tokens[rows], contrastive=0, captioning=1)
-        total, count = total + float(batch["captioning"]) * terms, count + terms
-    return total / count
 
 
 # ---- captioning ----------------------------------------------------------------------------------

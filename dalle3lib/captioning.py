@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import LongTensor, Tensor
-from torch.nn import functional as F
 
 from dalle3lib import UserError, captioner, shards, sources
 from dalle3lib.images import Limits, centre_square, decode
@@ -66,10 +63,11 @@ def caption_shard(job: Job) -> dict[str, Any]:
             items, images = zip(*batch, strict=True)
             written = [{"key": i.key, "alt": i.alt, "sha256": image_sha256(i)} for i in items]
             for kind, (model, tokenizer) in models.items():
-                captions = _write(model, tokenizer, np.stack(images), job.lengths[kind])
-                for row, (text, likelihood, cut) in zip(written, captions, strict=True):
-                    row |= {kind: text, f"{kind}_log_probability": likelihood}
-                    row |= {f"{kind}_truncated": cut}
+                options = {"max_len": job.lengths[kind], "progress": False}
+                captions = captioner.write(model, tokenizer, np.stack(images), **options)
+                for row, text, likelihood, cut in zip(written, *captions, strict=True):
+                    row |= {kind: text, f"{kind}_log_probability": float(likelihood)}
+                    row |= {f"{kind}_truncated": bool(cut)}
             rows += written
         return shards.write(job.directory, job.shard, rows, quarantined)
 
@@ -110,32 +108,6 @@ def _pixels(image: bytes | np.ndarray, size: int, limits: Limits) -> np.ndarray:
         return decode(image, size, limits)
     limits.check(image.shape[1], image.shape[0])
     return image if image.shape[:2] == (size, size) else centre_square(Image.fromarray(image), size)
-
-
-def _write(model, tokenizer, images: np.ndarray, length: int) -> list[tuple[str, float, bool]]:
-    """For each image its caption, the caption's log-probability, and whether it was cut."""
-    prepared = captioner.pixels(model, images)
-    tokens = captioner.generate(model, prepared, max_len=length)
-    texts = captioner.decode(tokenizer, tokens, model.end_id)
-    likelihoods = _log_probability(model, prepared, tokens).tolist()
-    cut = (tokens != model.end_id).all(dim=1).tolist()
-    return list(zip(texts, likelihoods, cut, strict=True))
-
-
-@torch.no_grad()
-def _log_probability(model, images: Tensor, tokens: LongTensor) -> Tensor:
-    """Log-probability [B] in nats of captions [B, L], the end token included, given the images.
-
-    ``tokens`` are what ``generate`` gave; what stands after the end token counts for nothing.
-    """
-    ended = (tokens == model.end_id).cumsum(dim=1) > 0  # at the end token and behind it
-    used = int((~ended).sum(dim=1).max()) + 1  # columns up to the last end token
-    tokens, ended = tokens[:, :used], ended[:, :used]
-    _, image_tokens = model.visual(images)
-    _, states = model.text(tokens)
-    logits = model.text_decoder(image_tokens, states[:, : tokens.shape[1] - 1])
-    terms = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return -terms.view(len(tokens), -1).masked_fill(ended[:, :-1], 0).sum(dim=1)
 
 
 @lru_cache(maxsize=2)

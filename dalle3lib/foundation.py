@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dalle3lib import captioner, files, quality, text, vae
+from dalle3lib import captioner, captioner_training, files, quality, text, vae
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor
@@ -162,7 +162,7 @@ def train_base_captioner(
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
     model = captioner.build(tokenizer, seed)
-    log = captioner.train_captioner(
+    log = captioner_training.train_captioner(
         model,
         tokenizer,
         stack(records),
@@ -202,7 +202,7 @@ def fine_tune_captioner(
     start from the base captioner in directory ``base`` and use the captioning loss alone.
     """
     model, tokenizer = captioner.load(base)
-    log = captioner.train_captioner(
+    log = captioner_training.train_captioner(
         model,
         tokenizer,
         stack(records),

@@ -22,7 +22,8 @@ GROUPS = {
     "captions": (
         "Captions and text",
         (
-            *("captions", "captioner", "caption_decoding", "caption_search"),
+            *("captions", "captioner", "captioner_training"),
+            *("caption_decoding", "caption_search"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),
         ),

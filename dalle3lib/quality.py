@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dalle3lib import captioner as coca
-from dalle3lib import captions, files, paths, vae
+from dalle3lib import captioner_training, captions, files, paths, vae
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
@@ -84,7 +84,7 @@ def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float
     """
     records = held_out(count)
     images, human = stack(records), [getattr(r, field) for r in records]
-    nats = coca.token_log_likelihood(model, tokenizer, images, human)
+    nats = captioner_training.token_log_likelihood(model, tokenizer, images, human)
     measured = {"nats_per_token": round(nats, 3)}
     if field == "alt":
         return measured

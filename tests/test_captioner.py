@@ -20,7 +20,7 @@ from tiny_coca import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import UserError, captioner, text
+from dalle3lib import UserError, captioner, captioner_training, text
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,13 @@ def test_the_loss_is_open_clip_s(tokenizer):
     names = ("image_features", "text_features", "logits", "labels", "logit_scale")
     reference = open_clip.CoCaLoss(caption_loss_weight=2.0, clip_loss_weight=0.5, pad_id=0)
     expected = reference(**{name: output[name] for name in names}, output_dict=True)
-    ours = captioner.loss(model, images, tokens, contrastive=0.5, captioning=2.0)
+    ours = captioner_training.loss(model, images, tokens, contrastive=0.5, captioning=2.0)
     assert set(ours) == {"loss", "contrastive", "captioning"}
     torch.testing.assert_close(ours["loss"], sum(expected.values()))
     torch.testing.assert_close(0.5 * ours["contrastive"], expected["contrastive_loss"])
     torch.testing.assert_close(2.0 * ours["captioning"], expected["caption_loss"])
 
-    alone = captioner.loss(model, images, tokens, contrastive=0.0, captioning=2.0)
+    alone = captioner_training.loss(model, images, tokens, contrastive=0.0, captioning=2.0)
     assert alone["contrastive"] == 0
     torch.testing.assert_close(alone["captioning"], ours["captioning"])
     torch.testing.assert_close(alone["loss"], 2 * ours["captioning"])
@@ -58,7 +58,7 @@ def test_pads_change_no_caption_loss_and_no_gradient(tokenizer):
     for length in (longest, 40):
         model.zero_grad()
         tokens = captioner.encode(tokenizer, CAPTIONS[:3], length)
-        values = captioner.loss(model, images, tokens, contrastive=0, captioning=1)
+        values = captioner_training.loss(model, images, tokens, contrastive=0, captioning=1)
         values["loss"].backward()
         results.append((values["loss"], model.text.token_embedding.weight.grad.clone()))
     torch.testing.assert_close(results[0], results[1])
@@ -67,11 +67,11 @@ def test_pads_change_no_caption_loss_and_no_gradient(tokenizer):
 def test_contrastive_loss_by_hand():
     feature = torch.tensor([[3.0, 0.0], [0.0, 5.0]])
     # cosine 1 on the diagonal, 0 beside it, scale 2: -log(e^2 / (e^2 + e^0)) both ways
-    matched = captioner.contrastive_loss(feature, feature, torch.tensor(2.0).log())
+    matched = captioner_training.contrastive_loss(feature, feature, torch.tensor(2.0).log())
     assert float(matched) == pytest.approx(np.log(1 + np.exp(-2)))
-    swapped = captioner.contrastive_loss(feature, feature.flip(0), torch.tensor(2.0).log())
+    swapped = captioner_training.contrastive_loss(feature, feature.flip(0), torch.tensor(2.0).log())
     assert float(swapped) == pytest.approx(2 + np.log(1 + np.exp(-2)))
-    bounded = captioner.contrastive_loss(feature, feature.flip(0), torch.tensor(9.0))
+    bounded = captioner_training.contrastive_loss(feature, feature.flip(0), torch.tensor(9.0))
     assert float(bounded) == pytest.approx(100)
 
 
@@ -86,7 +86,7 @@ def test_log_likelihood_weighs_each_token_once(tokenizer):
         chosen = logits[0].log_softmax(dim=-1).gather(1, tokens[0, 1:, None])
         total, count = total - float(chosen.sum()), count + len(chosen)
     for batch_size in (2, 128):
-        value = captioner.token_log_likelihood(
+        value = captioner_training.token_log_likelihood(
             model, tokenizer, images, CAPTIONS[:5], batch_size=batch_size
         )
         assert value == pytest.approx(total / count, rel=1e-5)
@@ -178,7 +178,7 @@ def test_a_longer_context_changes_no_short_caption(tokenizer, tmp_path, embed_cl
     if embed_cls:
         plain = captioner.generate_uncached(model, images, max_len=100, end_id=-1)
         assert torch.equal(plain, tokens)
-    captioner.loss(model, images, tokens, contrastive=1, captioning=1)["loss"].backward()
+    captioner_training.loss(model, images, tokens, contrastive=1, captioning=1)["loss"].backward()
     gradient = model.text.positional_embedding.grad
     assert gradient.shape == (100 + embed_cls, 48) and (gradient[40:99] != 0).any(dim=1).all()
 
@@ -250,7 +250,9 @@ def test_the_world_s_captioner_is_small(tmp_path):
     tokens[:, :40] = torch.arange(3, 43)
     for contrastive in (1.0, 0.0):
         with FlopCounterMode(display=False) as counter:  # forward and backward
-            values = captioner.loss(model, torch.zeros(4, 3, 64, 64), tokens, contrastive, 1.0)
+            values = captioner_training.loss(
+                model, torch.zeros(4, 3, 64, 64), tokens, contrastive, 1.0
+            )
             values["loss"].backward()
         assert counter.get_total_flops() / 4 <= 0.6e9
 
@@ -293,7 +295,7 @@ def trained(tokenizer, tmp_path_factory):
     """A tiny model that has learned eight images by heart: (model, images, log)."""
     images = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), dtype=np.uint8)
     model = captioner.build(tokenizer, config=tiny_config())
-    log = captioner.train_captioner(
+    log = captioner_training.train_captioner(
         model,
         tokenizer,
         images,
@@ -318,8 +320,8 @@ def test_a_tiny_model_learns_its_captions_by_heart(trained, tokenizer):
         model, tokenizer, shuffled, max_len=40, batch_size=3, progress=False
     )
     assert captions == CAPTIONS[::-1]
-    right = captioner.token_log_likelihood(model, tokenizer, images, CAPTIONS)
-    wrong = captioner.token_log_likelihood(model, tokenizer, shuffled, CAPTIONS)
+    right = captioner_training.token_log_likelihood(model, tokenizer, images, CAPTIONS)
+    wrong = captioner_training.token_log_likelihood(model, tokenizer, shuffled, CAPTIONS)
     assert right < 0.1 < 1 < wrong
     tensor = captioner.pixels(model, images[:2])
     assert captioner.caption(model, tokenizer, tensor, max_len=40, progress=False) == CAPTIONS[:2]

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from dalle3lib import UserError, captioner, captioning, images, shards
@@ -67,39 +66,6 @@ def test_a_kind_not_asked_for_is_null(job, tmp_path):
     for row in rows(tmp_path / "out"):
         assert row["dsc"] is row["dsc_log_probability"] is row["dsc_truncated"] is None
         assert row["ssc"] and row["ssc_truncated"] is True
-
-
-@pytest.fixture
-def model(tiny_foundation):
-    return captioner.load(tiny_foundation / "coca-dsc")[0]
-
-
-def test_log_probability_is_that_of_one_word_after_another(model):
-    """Against the product of what the whole model says of each next token; the end counts."""
-    torch.manual_seed(0)
-    pictures = torch.randn(3, 3, 64, 64)
-    tokens = torch.randint(300, 400, (3, 7))
-    tokens[:, 0] = model.start_id
-    tokens[1, 4], tokens[1, 5:] = model.end_id, model.pad_id
-    tokens[2, 2], tokens[2, 3:] = model.end_id, 350  # whatever stands behind the end
-    expected = torch.zeros(3)
-    for row, length in enumerate((7, 5, 3)):
-        for place in range(1, length):
-            seen = tokens[row : row + 1, :place]
-            said = model(pictures[row : row + 1], seen, output_labels=False)["logits"][0, -1]
-            expected[row] += said.log_softmax(-1)[tokens[row, place]].detach()
-    found = captioning._log_probability(model, pictures, tokens)
-    assert torch.allclose(found, expected, atol=1e-4) and (found < 0).all()
-    ended = captioning._log_probability(model, pictures[1:], tokens[1:])  # all end early
-    assert torch.allclose(ended, expected[1:], atol=1e-4)
-
-
-def test_truncated_means_no_end_token(model, tiny_foundation, monkeypatch):
-    given = torch.tensor([[model.start_id, 300, model.end_id, 0], [model.start_id, 300, 301, 302]])
-    monkeypatch.setattr(captioner, "generate", lambda *a, **k: given)
-    tokenizer = captioner.load(tiny_foundation / "coca-dsc")[1]
-    written = captioning._write(model, tokenizer, np.zeros((2, 64, 64, 3), np.uint8), 4)
-    assert [cut for _, _, cut in written] == [False, True]
 
 
 def test_again_is_free_and_the_same(job, tmp_path, monkeypatch):

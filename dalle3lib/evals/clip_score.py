@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3lib import UserError, captioner
+from dalle3lib import UserError, captioner, captioner_training
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
 # text feature is the state of the end token (id 1 of the world's tokenizer).
@@ -57,7 +57,7 @@ def contrastive_loss(model: torch.nn.Module, images: Tensor, tokens: Tensor) -> 
     """
     image = model.encode_image(images, normalize=True)
     text = model.encode_text(tokens, normalize=True)
-    return captioner.contrastive_loss(image, text, model.logit_scale)
+    return captioner_training.contrastive_loss(image, text, model.logit_scale)
 
 
 def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Module, object]:
