@@ -347,7 +347,9 @@ def test_an_interruption_is_one_line(tiny_foundation, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     said = out.with_suffix(".log").read_text()
-    assert said.splitlines()[-1].startswith("error: interrupted; the same command goes on")
+    # Python itself may add a warning about what killed workers held; we add one line, no more.
+    told = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and told[0].startswith("error: interrupted; the same command goes on")
     assert "Traceback" not in said
     psutil.wait_procs(workers, timeout=20)
     assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers)

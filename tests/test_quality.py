@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, captioner, quality
+from dalle3lib import UserError, captioner, captioner_training, quality
 from dalle3lib.images import stack
 from dalle3lib.world import World
 
@@ -76,7 +76,7 @@ def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
     """One that writes the human captions states what they state."""
     human = [getattr(r, field) for r in RECORDS]
     monkeypatch.setattr(quality, "held_out", lambda count: RECORDS)
-    monkeypatch.setattr(captioner, "token_log_likelihood", lambda *_: 0.12345)
+    monkeypatch.setattr(captioner_training, "token_log_likelihood", lambda *_: 0.12345)
     monkeypatch.setattr(captioner, "caption", lambda *_, **__: human)
     measured = quality.captioner(SimpleNamespace(context_length=48), None, field)
     assert measured.pop("nats_per_token") == 0.123
