@@ -231,6 +231,11 @@ def log_probability(
     token is given its probability before the later ones are known, as when it was written.
     """
     _, end_id = _checked(model, images, tokens.shape[1], tokens, None, end_id)
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    ends = (tokens == end_id) & (places >= prompt_length - 1)
+    counted = (ends.cumsum(dim=1) - ends.long() == 0) & (places >= prompt_length)
+    used = max(2, int((counted * (places + 1)).max()))  # what comes later changes nothing
+    tokens, counted = tokens[:, :used], counted[:, :used]
     if is_causal(model):
         logits = all_logits(model, encode_images(model, images), tokens[:, :-1])
     else:
@@ -238,9 +243,6 @@ def log_probability(
         logits = [read(tokens[:, :length]) for length in range(1, tokens.shape[1])]
         logits = torch.stack(logits, dim=1)
     log_p = -F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    ends = (tokens == end_id) & (places >= prompt_length - 1)
-    counted = (ends.cumsum(dim=1) - ends.long() == 0) & (places >= prompt_length)
     return log_p.masked_fill(~counted[:, 1:], 0).sum(dim=1)
 
 
