@@ -79,7 +79,8 @@ UNRELATED = (
 )  # fmt: skip
 
 
-def _pick(options, random: np.random.Generator):
+def pick(options, random: np.random.Generator):
+    """One of a sequence of options, all equally likely."""
     return options[int(random.integers(len(options)))]
 
 
@@ -110,7 +111,7 @@ def short_caption(spec: Scene, random: np.random.Generator) -> str:
     if random.random() < 0.2:
         phrase = f"{main.texture} {phrase}"
     subject = f"two {phrase}" if twins else article(phrase)
-    caption = _pick(SHORT_FRAMES, random).format(subject, be="are" if twins else "is")
+    caption = pick(SHORT_FRAMES, random).format(subject, be="are" if twins else "is")
     return caption.replace("this are", "these are")
 
 
@@ -126,9 +127,9 @@ def _arrangement(spec: Scene, form: str, random: np.random.Generator) -> str:
     relation = RELATION[spec.objects[0].place, spec.objects[1].place]
     if spec.twins():
         direction = "side by side" if relation == "to the left of" else "one above the other"
-        direction = _pick((direction, f"one {relation} the other"), random)
+        direction = pick((direction, f"one {relation} the other"), random)
         return f"two {full_phrase(spec.objects[0], plural=True, form=form)} {direction}"
-    return _pick(
+    return pick(
         (
             f"{things[0]} {relation} {things[1]}",
             f"{things[1]} {INVERSE[relation]} {things[0]}",
@@ -148,11 +149,11 @@ def descriptive_caption(
 
     ``frames`` and ``phrases`` are the sentences and the orders of attributes to choose from.
     """
-    what = _arrangement(spec, _pick(phrases, random), random)
+    what = _arrangement(spec, pick(phrases, random), random)
     be = "are" if spec.twins() else "is"
-    caption = _pick(frames, random).format(what=what, where=spec.background, be=be)
+    caption = pick(frames, random).format(what=what, where=spec.background, be=be)
     caption = caption.replace("this are", "these are")
-    return caption + (" " + _pick(NOTES, random).format(spec.word) if spec.word else "")
+    return caption + (" " + pick(NOTES, random).format(spec.word) if spec.word else "")
 
 
 def reworded_caption(spec: Scene, random: np.random.Generator) -> str:
@@ -167,7 +168,7 @@ def _alt_facts(spec: Scene, noise: float, random: np.random.Generator) -> str:
     def stated(value: str, values: tuple[str, ...], chance: float) -> str:
         """The value, now and then a wrong one, or nothing at all."""
         keep, err = random.random() < chance, random.random() < wrong
-        return (_pick(values, random) if err else value) + " " if keep else ""
+        return (pick(values, random) if err else value) + " " if keep else ""
 
     def phrase(thing: Thing) -> str:
         return (
@@ -184,7 +185,7 @@ def _alt_facts(spec: Scene, noise: float, random: np.random.Generator) -> str:
     elif random.random() < 0.3 * (1 - noise):
         text += f" {spec.main().place}"
     if random.random() < 0.6 * (1 - noise):
-        text += _pick((" on ", ", ", " with "), random) + stated(spec.background, BACKGROUNDS, 1)
+        text += pick((" on ", ", ", " with "), random) + stated(spec.background, BACKGROUNDS, 1)
     if spec.word and random.random() < 0.5:
         text += f' "{spec.word}"'
     return " ".join(text.split())
@@ -192,7 +193,7 @@ def _alt_facts(spec: Scene, noise: float, random: np.random.Generator) -> str:
 
 def _clutter(options: tuple[str, ...], random: np.random.Generator) -> str:
     """One line of the list, its number drawn."""
-    return _pick(options, random).format(random.integers(2, 2024))
+    return pick(options, random).format(random.integers(2, 2024))
 
 
 def alt_text(
@@ -223,7 +224,7 @@ def alt_text(
     if about and style.random() < 0.05:
         text = article(text)
     for _ in range(style.poisson(3 * noise)):
-        text += _pick((" | ", " - ", ", "), style) + _clutter(ADVERTS + UNRELATED, style)
+        text += pick((" | ", " - ", ", "), style) + _clutter(ADVERTS + UNRELATED, style)
     case = style.random()
     text = text.title() if case < 0.28 else text[0].upper() + text[1:] if case < 0.78 else text
     return text + ("." if style.random() < 0.07 else "")

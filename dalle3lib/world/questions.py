@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dalle3lib.world.language import INVERSE, article, full_phrase
+from dalle3lib.world.language import INVERSE, article, full_phrase, pick
 from dalle3lib.world.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -66,13 +66,9 @@ def questions(spec: Scene, random: np.random.Generator) -> list[Question]:
     return list(dict.fromkeys(asked))  # two objects may give rise to the same question
 
 
-def _pick(options, random: np.random.Generator):
-    return options[int(random.integers(len(options)))]
-
-
 def _other(values: tuple[str, ...], value: str, random: np.random.Generator) -> str:
     """A value of the same attribute that is not ``value``."""
-    return _pick([v for v in values if v != value], random)
+    return pick([v for v in values if v != value], random)
 
 
 def _shows(spec: Scene, wanted: dict[str, str]) -> bool:
@@ -91,11 +87,11 @@ def _false(
     others = [o for o in spec.objects if o is not thing]
     while True:
         wanted = {a: getattr(thing, a) for a in attributes}
-        changed = _pick(attributes, random)
+        changed = pick(attributes, random)
         if others and random.random() < 0.7:
-            wanted[changed] = getattr(_pick(others, random), changed)
+            wanted[changed] = getattr(pick(others, random), changed)
         else:
-            wanted[changed] = _pick(VALUES[changed], random)
+            wanted[changed] = pick(VALUES[changed], random)
         if not _shows(spec, wanted):
             return wanted
 
@@ -108,11 +104,11 @@ def _phrases(spec: Scene, random: np.random.Generator) -> list[Question]:
     asked = []
     for kind, choices in PHRASES.items():
         for thing in spec.objects:
-            attributes = _pick(choices, random)
+            attributes = pick(choices, random)
             true = {a: getattr(thing, a) for a in attributes}
             false = _false(spec, thing, attributes, random)
             for wanted, answer in ((true, "yes"), (false, "no")):
-                frame = _pick(("is there {}?", "{}?"), random)
+                frame = pick(("is there {}?", "{}?"), random)
                 text = frame.format(article(" ".join(wanted.values())))
                 asked.append(Question(text, answer, kind))
     return asked
@@ -157,7 +153,7 @@ def _relations(spec: Scene, random: np.random.Generator) -> list[Question]:
         turned = [(b, along, a), (a, INVERSE[along], b)]
         crossed = [(x, r, y) for x, y in ((a, b), (b, a)) for r in (across, INVERSE[across])]
         said = [(t, "yes") for t in true]
-        said += [(_pick(turned, random), "no"), (_pick(crossed, random), "no")]
+        said += [(pick(turned, random), "no"), (pick(crossed, random), "no")]
         asked += [Question(f"is {x} {r} {y}?", answer, "relation") for (x, r, y), answer in said]
     return asked
 
@@ -191,7 +187,7 @@ def _word(spec: Scene, random: np.random.Generator) -> list[Question]:
         if random.random() < share:
             asked.append(Question("is there a printed word?", "no", "word"))
         if random.random() < share / 2:
-            asked.append(Question(f"is the word {_pick(WORDS, random)} printed?", "no", "word"))
+            asked.append(Question(f"is the word {pick(WORDS, random)} printed?", "no", "word"))
         return asked
     asked = [
         Question("is there a printed word?", "yes", "word"),
@@ -200,6 +196,6 @@ def _word(spec: Scene, random: np.random.Generator) -> list[Question]:
     ]
     if random.random() < 0.5:
         alike = tuple(w for w in WORDS if len(w) == len(spec.word))
-        wrong = _other(_pick((alike, WORDS), random), spec.word, random)
+        wrong = _other(pick((alike, WORDS), random), spec.word, random)
         asked.append(Question(f"is the word {wrong} printed?", "no", "word"))
     return asked
