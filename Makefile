@@ -6,6 +6,7 @@ DATA ?= world
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.installed
+EXTRAS := .venv/.installed-extras
 STRIP := $(BIN)/nbstripout --keep-id \
 	--extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution"
 
@@ -21,10 +22,14 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(EXTRAS): $(READY) requirements-extras.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-extras.lock
+	@touch $@
+
 book: $(READY)  ## run the chapters that are out of date and build the book (PRESET, DATA)
 	@$(BIN)/python -m dalle3lib graph --preset "$(PRESET)" --data "$(DATA)"
 
-test: $(READY)  ## run the tests
+test: $(EXTRAS)  ## run the tests
 	$(BIN)/python -m pytest -q --durations=20 -m "not soak"
 
 lab: $(READY)  ## open the notebooks in JupyterLab
@@ -37,7 +42,7 @@ lint: $(READY)  ## check style, and that notebooks hold no outputs
 bench: $(READY)  ## measure the speed of rendering, captioning and training
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench.py
 
-soak: $(READY)  ## run the long repeated tests
+soak: $(EXTRAS)  ## run the long repeated tests
 	$(BIN)/python -m pytest -q -m soak
 
 study:  ## run the many-seed study behind the verdicts (preset study)

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
@@ -83,7 +84,6 @@ def test_a_dataset_from_end_to_end(caption, photos, tmp_path, capsys):
 
 
 def test_datasets_reads_what_was_written(caption, tmp_path):
-    datasets = pytest.importorskip("datasets")
     out = tmp_path / "out"
     caption("world:test:6", out)
     named = datasets.load_dataset(
@@ -318,17 +318,18 @@ def test_killed_workers_lose_nothing(foundations, tmp_path, count, kills):
     check_killed(out, count, tmp_path / "calm")
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_a_ray_cluster_with_killed_workers(foundations, tmp_path):
-    pytest.importorskip("ray")
+@pytest.mark.parametrize(
+    ("count", "kills"), [(160, 1), pytest.param(400, 3, marks=pytest.mark.soak)]
+)
+def test_a_ray_cluster_with_killed_workers(foundations, tmp_path, count, kills):
     out = tmp_path / "out"
 
     def begin():
-        return start("world:train:400", out, "--runner", "ray", foundation=foundations)
+        return start(f"world:train:{count}", out, "--runner", "ray", foundation=foundations)
 
-    assert kill_at_random(begin, out, ray_workers, 3) == 3
-    check_killed(out, 400, tmp_path / "calm")
+    assert kill_at_random(begin, out, ray_workers, kills) == kills
+    check_killed(out, count, tmp_path / "calm")
 
 
 def test_two_calls_at_once_share_the_work(foundations, tmp_path):

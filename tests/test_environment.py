@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 
 import pytest
 import yaml
@@ -15,13 +16,15 @@ from dalle3lib import __version__
 from dalle3lib.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+EXTRAS = PROJECT["optional-dependencies"]
+NEEDED = PROJECT["dependencies"] + EXTRAS["dev"]
+TESTED = EXTRAS["data"] + EXTRAS["cluster"]  # what `make test` installs besides
 
 
-def lock() -> dict[str, Version]:
-    """The pinned version of every package in requirements.lock."""
+def lock(file: str = "requirements.lock") -> dict[str, Version]:
+    """The pinned version of every package in a lock file."""
     pins = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    for line in (ROOT / file).read_text().splitlines():
         if not line.startswith("#"):
             name, version = line.split("==")
             assert canonicalize_name(name) not in pins, f"{name} is pinned twice"
@@ -33,6 +36,26 @@ def lock() -> dict[str, Version]:
 def test_the_lock_pins_every_dependency_inside_its_range(text):
     requirement = Requirement(text)
     assert requirement.specifier.contains(lock()[canonicalize_name(requirement.name)])
+
+
+@pytest.mark.parametrize("text", TESTED)
+def test_the_extras_that_are_tested_are_pinned_apart(text):
+    requirement = Requirement(text)
+    pins = lock("requirements-extras.lock")
+    assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+    assert not pins.keys() & lock().keys()
+
+
+def test_every_pin_of_the_extras_is_what_is_installed():
+    """Their own needs are in one of the locks, in a version they accept."""
+    pins = lock("requirements-extras.lock")
+    for name, version in pins.items():
+        installed = metadata.distribution(name)
+        assert Version(installed.version) == version
+        for needed in map(Requirement, installed.requires or []):
+            if needed.marker is None or needed.marker.evaluate():
+                found = (lock() | pins)[canonicalize_name(needed.name)]
+                assert needed.specifier.contains(found), f"{name} needs {needed}"
 
 
 def test_torch_is_exact():

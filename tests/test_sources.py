@@ -5,7 +5,9 @@ import json
 import os
 import pickle
 
+import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from test_tars import write_tar
@@ -215,7 +217,6 @@ def test_empty_and_mixed_folders(tmp_path, photos, archives):
 @pytest.fixture
 def table(tmp_path):
     """Five images with a text column, as a ``datasets.Dataset``."""
-    datasets = pytest.importorskip("datasets")
     images = [{"bytes": png((i, 0, 0)), "path": None} for i in range(5)]
     rows = {
         "image": images,
@@ -257,8 +258,6 @@ def test_a_saved_dataset(table, tmp_path):
 
 
 def test_rows_without_an_image_and_damaged_tables(table, tmp_path):
-    import datasets
-
     secret = tmp_path / "secret.png"
     secret.write_bytes(png())
     features = datasets.Features(
@@ -273,8 +272,6 @@ def test_rows_without_an_image_and_damaged_tables(table, tmp_path):
             "text": features["text"],
         }
     )
-    import pyarrow.parquet as pq
-
     made = datasets.Dataset.from_dict({"image": rows, "text": [["a", "b"], [], None]}, features=raw)
     pq.write_table(made.data.table.replace_schema_metadata(features.arrow_schema.metadata), path)
     one, two, three = items(list_shards(str(tmp_path / "p")))
