@@ -79,6 +79,17 @@ def sampler(noise: Tensor, **shape) -> Callable[[Tensor, Tensor, int], LongTenso
     return choose
 
 
+def adding_up(choose: Callable, total: Tensor) -> Callable:
+    """The same choice; the log-probability of what is chosen is added to ``total`` [B], in nats."""
+
+    def scored(logits: Tensor, rows: Tensor, position: int) -> LongTensor:
+        tokens = choose(logits, rows, position)
+        total[rows] -= F.cross_entropy(logits.float(), tokens, reduction="none")
+        return tokens
+
+    return scored
+
+
 def token_by_token(
     read: Callable, tokens: LongTensor, start: int, end_id: int, choose: Callable
 ) -> LongTensor:
@@ -102,8 +113,10 @@ def token_by_token(
 
 def beam_search(
     read: Callable, tokens: LongTensor, start: int, end_id: int, beams: int
-) -> LongTensor:
+) -> tuple[LongTensor, Tensor]:
     """The most probable caption found for each image: tokens [B, max_len], first ``start`` given.
+
+    Also returns their log-probabilities, float32 [B].
 
     For each image ``beams`` unfinished captions are in view. Each step extends all of them by all
     tokens and ranks the results by log-probability. Of the first ``beams`` results, one that ends
@@ -138,12 +151,13 @@ def beam_search(
         scores = total.gather(1, going_on)
         open_images = scores[:, 0] > best_score[images]
         if not open_images.any():
-            return best
+            return best, best_score
         kept = open_images.nonzero(), going_on[open_images]
         images, scores, view = images[open_images], scores[open_images], results[kept].flatten(0, 1)
         read.keep(parents[kept].flatten())
     best[images] = view[::beams]  # cut, and still more probable than what has ended
-    return best
+    best_score[images] = scores[:, 0]
+    return best, best_score
 
 
 # ---- captions ------------------------------------------------------------------------------------
@@ -164,7 +178,8 @@ def generate(
     start_id: int | None = None,
     end_id: int | None = None,
     make_reader: Callable = reader,
-) -> LongTensor:
+    return_log_probability: bool = False,
+) -> LongTensor | tuple[LongTensor, Tensor]:
     """Captions of images float [B, 3, H, W]: token ids int64 [B, max_len].
 
     Each caption begins with its prompt, goes on until the end token or ``max_len`` tokens in all,
@@ -182,6 +197,8 @@ def generate(
     - ``prompt``: int64 [B, P], how the captions begin (default: the start token).
     - ``start_id``, ``end_id``: default to the model's own.
     - ``make_reader``: what computes the numbers (default: the fastest exact one).
+    - ``return_log_probability``: also return each caption's log-probability given its image, what
+      the function of that name computes with this prompt: float32 [B], in nats (default: no).
 
     The model should be in evaluation mode; its weights may be float32 or bfloat16. Raises
     ``UserError`` for options that do not fit each other or the model, such as a ``max_len`` over
@@ -198,15 +215,19 @@ def generate(
     if strategy == "sample":  # all noise first: a caption's does not depend on the others
         noise = torch.rand(tokens.shape, generator=generator, device=generator.device)
         choose = sampler(noise.to(images.device)[open_rows], **shape)
+    total = torch.zeros(len(tokens), device=tokens.device)
     if len(open_rows) and prompt.shape[1] < max_len:
         with torch.inference_mode():
             read = make_reader(model, images[open_rows], max_len, beams)
             start = (read, tokens[open_rows], prompt.shape[1], end_id)
-            written = (
-                beam_search(*start, beams) if strategy == "beam" else token_by_token(*start, choose)
-            )
-        tokens[open_rows] = written
-    return tokens
+            if strategy == "beam":
+                written, scores = beam_search(*start, beams)
+            else:
+                scores = total[open_rows]
+                choose = adding_up(choose, scores) if return_log_probability else choose
+                written = token_by_token(*start, choose)
+        tokens[open_rows], total[open_rows] = written, scores
+    return (tokens, total) if return_log_probability else tokens
 
 
 def generate_uncached(model: open_clip.CoCa, images: Tensor, **options) -> LongTensor:

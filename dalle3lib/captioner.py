@@ -266,12 +266,12 @@ def _written(
     batch_size: int = 128,
     progress: bool = True,
     **options,
-) -> Iterator[tuple[Tensor, LongTensor]]:
-    """The images as the model wants them, and the tokens of their captions, batch by batch."""
+) -> Iterator:
+    """What ``generate`` returns for the images, batch by batch."""
     for first in tqdm(range(0, len(images), batch_size), "captions", disable=not progress):
         batch = images[first : first + batch_size]
         batch = batch if isinstance(batch, Tensor) else pixels(model, batch)
-        yield batch, generate(model, batch, max_len=max_len, **options)
+        yield generate(model, batch, max_len=max_len, **options)
 
 
 def caption(model: open_clip.CoCa, tokenizer, images: np.ndarray | Tensor, **options) -> list[str]:
@@ -282,7 +282,7 @@ def caption(model: open_clip.CoCa, tokenizer, images: np.ndarray | Tensor, **opt
     ``generate`` chooses, such as the strategy. Raises ``UserError`` as ``generate`` and ``pixels``.
     """
     batches = _written(model, images, **options)
-    return [text for _, tokens in batches for text in decode(tokenizer, tokens, model.end_id)]
+    return [text for tokens in batches for text in decode(tokenizer, tokens, model.end_id)]
 
 
 def write(model: open_clip.CoCa, tokenizer, images: np.ndarray | Tensor, **options) -> Captions:
@@ -291,9 +291,9 @@ def write(model: open_clip.CoCa, tokenizer, images: np.ndarray | Tensor, **optio
     A caption is cut when it comes to ``max_len`` tokens without having ended.
     """
     texts, scores, cut = [], [], []
-    for batch, tokens in _written(model, images, **options):
+    for tokens, score in _written(model, images, return_log_probability=True, **options):
         texts += decode(tokenizer, tokens, model.end_id)
-        scores.append(log_probability(model, batch, tokens).cpu().numpy())
+        scores.append(score.cpu().numpy())
         cut.append((tokens[:, 1:] != model.end_id).all(dim=1).cpu().numpy())
     join = np.concatenate if texts else np.array
     return Captions(texts, join(scores).astype(np.float32), join(cut).astype(bool))

@@ -84,7 +84,7 @@ def textbook_beam(table: Table, image: int, prompt, max_len: int, beams: int):
 
 def search(table: Table, prompts: list, max_len: int, beams: int) -> list[list[int]]:
     tokens = torch.tensor([padded(prompt, max_len) for prompt in prompts])
-    return caption_search.beam_search(table, tokens, len(prompts[0]), END, beams).tolist()
+    return caption_search.beam_search(table, tokens, len(prompts[0]), END, beams)[0].tolist()
 
 
 # ---- beam search ---------------------------------------------------------------------------------
@@ -159,16 +159,17 @@ def test_every_strategy_gives_the_tokens_of_the_whole_model(model, tokenizer, da
     length = data.draw(st.integers(1, min(4, max_len)))
     rows = st.lists(st.integers(1, len(tokenizer) - 1), min_size=length, max_size=length)
     options = {"max_len": max_len, "prompt": torch.tensor([data.draw(rows) for _ in images])}
-    options["strategy"] = strategy = data.draw(st.sampled_from(["beam", "sample"]))
+    strategy = data.draw(st.sampled_from(["greedy", "beam", "sample"]))
+    options |= {"strategy": strategy, "return_log_probability": True}
     if strategy == "beam":
         options["num_beams"] = data.draw(st.integers(1, 5))
-    else:
+    elif strategy == "sample":
         options["temperature"] = data.draw(st.sampled_from([0.5, 1.0, 4.0]))
         options["top_k"] = data.draw(st.sampled_from([None, 5, 10**6]))
         options["top_p"] = data.draw(st.sampled_from([None, 0.3, 0.99]))
     seed = data.draw(st.integers(0, 99))
 
-    def both(end_id: int) -> list[torch.Tensor]:
+    def both(end_id: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [
             function(
                 model,
@@ -180,13 +181,17 @@ def test_every_strategy_gives_the_tokens_of_the_whole_model(model, tokenizer, da
             for function in (captioner.generate, captioner.generate_uncached)
         ]
 
-    likely = both(-1)[0][:, length - 1 :].flatten().tolist()
+    likely = both(-1)[0][0][:, length - 1 :].flatten().tolist()
     model.text.pad_id = data.draw(st.sampled_from([0, *likely]))  # a token that does get written
     if model.text.pad_id in options["prompt"][:, 0]:
         model.text.pad_id = 0
-    cached, plain = both(data.draw(st.sampled_from([-1, *likely])))  # captions end early
+    end_id = data.draw(st.sampled_from([-1, *likely]))  # captions end early
+    (cached, score), (plain, _) = both(end_id)
+    known = {"prompt_length": length, "end_id": end_id}
+    expected = captioner.log_probability(model, images, plain, **known)
     model.text.pad_id = 0
     assert torch.equal(cached, plain)
+    torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_one_beam_or_one_choice_is_greedy(model):
