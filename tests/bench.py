@@ -13,10 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import captioner, diffusion, text, unet
+from dalle3lib import captioner, diffusion, paths, text, unet, vae
 from dalle3lib.caption_decoding import encode_images
+from dalle3lib.images import stack, to_tensor
 from dalle3lib.train import update_ema
-from dalle3lib.world import render, scene
+from dalle3lib.world import World, render, scene
 
 LENGTHS = (20, 40, 76)  # tokens per caption
 BATCHES = (16, 128)
@@ -109,6 +110,21 @@ def gemm_rate(size: int = 1024) -> float:
     return 2 * size**3 / cpu_seconds(10, torch.matmul, a, b)
 
 
+def one_step(model, loss: Callable) -> Callable[[], None]:
+    """Everything a training step does, as a function: loss, backward pass, AdamW, average."""
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def step() -> None:
+        loss(0)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        update_ema(average, model, decay=0.995, step=1000)
+
+    return step
+
+
 def training() -> None:
     """Training steps of arms' U-Nets: images per second, and the share of the GEMM rate.
 
@@ -124,27 +140,71 @@ def training() -> None:
         model = unet.build(channels).to(memory_format=torch.channels_last)
         options = {"seed": 0, "batch": batch, "ratio": 95, "dropout": 0.1}
         loss = diffusion.step_loss(model, latents, states, states, **options)
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-        average = {name: value.clone() for name, value in model.state_dict().items()}
 
         def backward(loss=loss) -> None:
             loss(0)["loss"].backward()
-
-        def step(backward=backward, model=model, optimizer=optimizer, average=average) -> None:
-            backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            update_ema(average, model, decay=0.995, step=1000)
 
         with FlopCounterMode(display=False) as counter:
             backward()
         flops = counter.get_total_flops() / batch
         line = f"{'/'.join(map(str, channels)):>11} batch {batch:3} {flops / 1e9:.2f} GFLOP/image:"
-        for part in (backward, step):
+        for part in (backward, one_step(model, loss)):
             rate = batch / cpu_seconds(5, part)
             line += f" {rate:5.0f}/s ({rate * flops / best:4.0%})"
         print(line, flush=True)
+
+
+def caching(batch: int = 64) -> None:
+    """A training step from the cache beside one that encodes its images and captions first.
+
+    Encoding in the loop is what diffusers' ``train_text_to_image.py`` does; the U-Net and all else
+    is the same.
+    """
+    records = list(World("train", 2 * batch))
+    pictures, captions = stack(records), [r.descriptive for r in records]
+    autoencoder = vae.load(paths.foundation("vae"))
+    encoder, tokenizer = text.load(paths.foundation("t5"))
+    options = {"seed": 0, "batch": batch, "ratio": 95, "dropout": 0.1}
+
+    def encode(rows: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        with torch.no_grad():
+            latents = autoencoder.encode(to_tensor(pictures[rows])).latent_dist.mean
+        return latents, text.encode(encoder, tokenizer, [captions[i] for i in rows])
+
+    latents, states = encode(list(range(len(records))))
+    model = unet.build().to(memory_format=torch.channels_last)
+    cached = one_step(model, diffusion.step_loss(model, latents, states, states, **options))
+
+    def in_the_loop() -> None:
+        encode(list(range(batch)))
+        cached()
+
+    slow, fast = cpu_seconds(5, in_the_loop), cpu_seconds(5, cached)
+    print(f"an arm's training step, batch {batch}: {batch / slow:.0f} images/s with both encoders "
+          f"in the loop, {batch / fast:.0f} from the cache: {slow / fast:.2f}x")  # fmt: skip
+
+
+def variants(batch: int = 64) -> None:
+    """A training step of the same U-Net in other number formats and memory layouts."""
+    latents = torch.randn(256, 4, 8, 8)
+    states = [torch.randn(15 + i % 16, 128).half() for i in range(256)]
+    options = {"seed": 0, "batch": batch, "ratio": 95, "dropout": 0.1}
+    print(f"an arm's training step, batch {batch}, images/s:", end="")
+    for name, layout, rounded in (
+        ("fp32", torch.contiguous_format, False),
+        ("fp32 channels-last", torch.channels_last, False),
+        ("bf16 autocast", torch.contiguous_format, True),
+        ("bf16 autocast channels-last", torch.channels_last, True),
+    ):
+        model = unet.build().to(memory_format=layout)
+        loss = diffusion.step_loss(model, latents, states, states, **options)
+
+        def autocast(step: int, loss=loss, rounded=rounded) -> dict[str, torch.Tensor]:
+            with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+                return loss(step)
+
+        print(f" {batch / cpu_seconds(5, one_step(model, autocast)):.0f} {name};", end="")
+    print(flush=True)
 
 
 def main() -> None:
@@ -152,6 +212,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rendering()
     training()
+    variants()
+    caching()
     captioning()
     two_processes()
 
