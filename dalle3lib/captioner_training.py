@@ -5,10 +5,12 @@ alone. The network and its captions are in ``captioner``.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
 from torch import LongTensor, Tensor
 from torch.nn import functional as F
@@ -65,6 +67,7 @@ def train_captioner(
     directory: Path | str,
     contrastive: float,
     captioning: float,
+    held_out: tuple[np.ndarray, list[str]] | None = None,
     **options,
 ) -> dict[str, list[float]]:
     """Trains ``model`` in place on images uint8 [N, H, W, 3] and their captions.
@@ -72,8 +75,10 @@ def train_captioner(
     Returns the log: for each entry of ``loss`` one value per step.
 
     The base model is trained with both losses, the SSC and DSC fine-tunes with the captioning loss
-    alone (``contrastive=0``, open_clip's recipe for COCO). ``options`` go to ``train.train``, which
-    resumes bit-exactly from ``directory``.
+    alone (``contrastive=0``, open_clip's recipe for COCO). ``held_out`` are images and captions
+    that are not learned from: their nats per token are measured as training goes on, and can stop
+    it (``held_out_every``, ``patience``). ``options`` go to ``train.train``, which resumes
+    bit-exactly from ``directory``.
     """
     tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
 
@@ -81,7 +86,24 @@ def train_captioner(
         rows = batch_indices(seed, step, batch_size, len(tokens))
         return loss(model, pixels(model, images[rows]), tokens[rows], contrastive, captioning)
 
+    if held_out:
+        options["held_out"] = partial(token_log_likelihood, model, tokenizer, *held_out)
     return train(model, batch_loss, steps=steps, lr=lr, directory=directory, **options)
+
+
+def curve(log: dict[str, list[float]], window: int = 20) -> pd.DataFrame:
+    """What a training's log shows, to draw or to keep: one row for every ``window`` steps.
+
+    Columns: ``step`` (the last of the window, counted from 1), ``captioning`` and ``contrastive``
+    (means over the window, nats), ``held_out`` (nats per caption token after that step, NaN where
+    it was not measured). Measurements between the ends of windows have rows of their own.
+    """
+    losses = pd.DataFrame({name: log[name] for name in ("captioning", "contrastive")})
+    step = pd.Series(range(len(losses)), name="step") // window * window + window
+    means = losses.groupby(step.clip(upper=len(losses))).mean().reset_index()
+    measured = {"step": log.get("held_out_step", []), "held_out": log.get("held_out", [])}
+    table = means.merge(pd.DataFrame(measured, dtype=float), on="step", how="outer")
+    return table.astype({"step": int}).round(4)
 
 
 @torch.no_grad()

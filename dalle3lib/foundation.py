@@ -47,6 +47,20 @@ def world_records(split: str, count: int, noise: float = 0.5) -> list[Record]:
     return list(World(split, count, noise))
 
 
+def held_out(noise: float = 0.5, count: int = 500) -> list[Record]:
+    """Scenes on which captioners are measured while they learn: the dev split's second 500.
+
+    The first 500 (``quality.held_out``) measure the finished ones.
+    """
+    return World("dev", 500 + count, noise)[500:]
+
+
+def write_curve(log: dict[str, list[float]], out: Path) -> None:
+    """Write ``training.csv``, the curve of a captioner's training, beside its weights."""
+    table = captioner_training.curve(log).to_csv(index=False, lineterminator="\n")
+    files.write_atomic(out / "training.csv", table.encode())
+
+
 def train_vae(
     work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
 ) -> dict[str, list[float]]:
@@ -162,11 +176,13 @@ def train_base_captioner(
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
     model = captioner.build(tokenizer, seed)
+    unseen = held_out(noise)
     log = captioner_training.train_captioner(
         model,
         tokenizer,
         stack(records),
         captions["alt-text"],
+        held_out=(stack(unseen), by_kind(unseen)["alt-text"]),
         seed=seed,
         steps=steps,
         batch_size=batch,
@@ -177,6 +193,7 @@ def train_base_captioner(
         description="base CoCa",
     )
     captioner.save(model, tokenizer, out)
+    write_curve(log, out)
     measured = quality.captioner(*captioner.load(out), "alt")
     quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
@@ -195,13 +212,19 @@ def fine_tune_captioner(
     steps: int,
     batch: int,
     lr: float,
+    unseen: list[Record] | None = None,
+    **options,
 ):
     """Fine-tune the base CoCa on human captions of one kind (paper §2.1); (model, tokenizer, log).
 
     ``kind`` is "ssc" (captions of the main subject only) or "dsc" (captions of everything); both
-    start from the base captioner in directory ``base`` and use the captioning loss alone.
+    start from the base captioner in directory ``base`` and use the captioning loss alone. The
+    likelihood of the captions of ``unseen`` records, if given, is measured along the way
+    (``options`` of ``train.train``, such as ``held_out_every`` and ``patience``).
     """
     model, tokenizer = captioner.load(base)
+    if unseen:
+        options["held_out"] = stack(unseen), by_kind(unseen)[FINE_TUNING[kind]]
     log = captioner_training.train_captioner(
         model,
         tokenizer,
@@ -215,6 +238,7 @@ def fine_tune_captioner(
         contrastive=0.0,
         captioning=1.0,
         description=f"fine-tuning {kind.upper()}",
+        **options,
     )
     return model.eval(), tokenizer, log
 
@@ -226,8 +250,11 @@ def train_fine_tune(
     started = quality.clock()
     records = world_records("foundation", scenes)
     base = out.parent / "coca-base"
-    model, tokenizer, log = fine_tune_captioner(kind, records, base, work, **recipe)
+    model, tokenizer, log = fine_tune_captioner(
+        kind, records, base, work, unseen=held_out(), **recipe
+    )
     captioner.save(model, tokenizer, out)
+    write_curve(log, out)
     measured = quality.captioner(*captioner.load(out), FINE_TUNING[kind])
     quality.write_manifest(
         out, started, seed=recipe["seed"], steps=recipe["steps"], measured=measured
