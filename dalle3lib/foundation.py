@@ -18,6 +18,7 @@ from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
+from dalle3lib.recaption import LENGTH
 from dalle3lib.train import train
 from dalle3lib.world import Scene, World, scene
 
@@ -53,12 +54,6 @@ def held_out(noise: float = 0.5, count: int = 500) -> list[Record]:
     The first 500 (``quality.held_out``) measure the finished ones.
     """
     return World("dev", 500 + count, noise)[500:]
-
-
-def write_curve(log: dict[str, list[float]], out: Path) -> None:
-    """Write ``training.csv``, the curve of a captioner's training, beside its weights."""
-    table = captioner_training.curve(log).to_csv(index=False, lineterminator="\n")
-    files.write_atomic(out / "training.csv", table.encode())
 
 
 def train_vae(
@@ -193,7 +188,7 @@ def train_base_captioner(
         description="base CoCa",
     )
     captioner.save(model, tokenizer, out)
-    write_curve(log, out)
+    captioner_training.write_curve(log, out)
     measured = quality.captioner(*captioner.load(out), "alt")
     quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
@@ -220,7 +215,8 @@ def fine_tune_captioner(
     ``kind`` is "ssc" (captions of the main subject only) or "dsc" (captions of everything); both
     start from the base captioner in directory ``base`` and use the captioning loss alone. The
     likelihood of the captions of ``unseen`` records, if given, is measured along the way
-    (``options`` of ``train.train``, such as ``held_out_every`` and ``patience``).
+    (``options`` of ``train.train``, such as ``held_out_every`` and ``patience``), and what is
+    degenerate about the captions of the first 100 is printed at the end.
     """
     model, tokenizer = captioner.load(base)
     if unseen:
@@ -240,6 +236,11 @@ def fine_tune_captioner(
         description=f"fine-tuning {kind.upper()}",
         **options,
     )
+    if unseen:
+        length = min(LENGTH[kind], model.context_length)
+        written = captioner.write(model.eval(), tokenizer, stack(unseen[:100]), max_len=length)
+        for alarm in quality.alarms(written.texts, written.truncated):
+            print(f"{kind.upper()} captioner: {alarm}")
     return model.eval(), tokenizer, log
 
 
@@ -254,7 +255,7 @@ def train_fine_tune(
         kind, records, base, work, unseen=held_out(), **recipe
     )
     captioner.save(model, tokenizer, out)
-    write_curve(log, out)
+    captioner_training.write_curve(log, out)
     measured = quality.captioner(*captioner.load(out), FINE_TUNING[kind])
     quality.write_manifest(
         out, started, seed=recipe["seed"], steps=recipe["steps"], measured=measured

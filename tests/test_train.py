@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dalle3lib import UserError, diffusion, unet
-from dalle3lib.train import learning_rate, load_checkpoint, save_checkpoint, train, update_ema
+from dalle3lib.train import (
+    accumulate,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    train,
+    update_ema,
+)
 
 torch.set_num_threads(1)
 STEPS = 40
@@ -229,3 +236,51 @@ def test_tied_weights_are_saved_and_stay_tied(tmp_path):
     saved = load_file(tmp_path / "checkpoints" / "step-000008" / "model.safetensors")
     assert saved["a.weight"].equal(saved["b.weight"])
     assert json.loads((tmp_path / "checkpoints/step-000008/manifest.json").read_text())["step"] == 8
+
+
+# ---- measuring on held-out data, and stopping early ----------------------------------------------
+
+
+def climb(directory: Path, steps: int = 60, best_at: float = 0.2, **options):
+    """A weight that is pulled from 0 towards 1 past ``best_at``, where the held-out loss is least."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        noise = np.random.default_rng(step).standard_normal()
+        return {"loss": (model.weight - 1).square().sum() + 0.01 * noise * model.weight.sum()}
+
+    def held_out() -> float:
+        assert not model.training and not torch.is_grad_enabled()
+        return float((model.weight - best_at).square())
+
+    common = {"steps": steps, "lr": 0.01, "directory": directory, "warmup": 1, "weight_decay": 0}
+    log = train(model, loss, held_out=held_out, held_out_every=5, **common, **options)
+    return model.weight.item(), log
+
+
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path):
+    weight, log = climb(tmp_path, patience=2)
+    values = log["held_out"]
+    best = values.index(min(values))
+    assert 0 < best == len(values) - 3  # two measurements later it stopped
+    assert log["held_out_step"] == [5 * (i + 1) for i in range(len(values))]
+    assert len(log["loss"]) == log["held_out_step"][-1] < 60
+    assert (weight - 0.2) ** 2 == pytest.approx(min(values))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert climb(tmp_path, patience=2) == (weight, log)  # stopped is finished
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_held_out_loss_that_still_falls_stops_nothing(tmp_path):
+    weight, log = climb(tmp_path, best_at=5, patience=1)
+    assert len(log["loss"]) == 60 and log["held_out"] == sorted(log["held_out"], reverse=True)
+    assert (weight - 5) ** 2 == pytest.approx(log["held_out"][-1])
+
+
+def test_measuring_alone_changes_no_bit(tmp_path):
+    weight, log = climb(tmp_path / "measured")
+    plain, _ = climb(tmp_path / "plain", held_out_every=10**6) if False else (None, None)
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    assert plain is None and len(log["loss"]) == 60 and len(log["held_out"]) == 12
