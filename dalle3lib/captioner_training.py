@@ -112,7 +112,9 @@ def train_captioner(
         return (part_loss(rows[i : i + size], terms) for i in range(0, batch_size, size))
 
     if held_out:
-        options["held_out"] = partial(token_log_likelihood, model, tokenizer, *held_out)
+        options["held_out"] = partial(
+            token_log_likelihood, model, tokenizer, *held_out, batch_size=micro_batch or 128
+        )
     model.set_grad_checkpointing(grad_checkpointing)
     log = train(model, batch_loss, steps=steps, lr=lr, directory=Path(directory), **options)
     model.set_grad_checkpointing(False)

@@ -49,11 +49,11 @@ def fine_tune(
     everything is written. UserError also for data that is missing or cannot be read.
     """
     out = Path(out).expanduser()
-    settings = {"kind": kind, "base": str(base), "pretrained": pretrained, "context": context}
-    settings |= {"steps": steps, "batch": batch, "lr": lr, "seed": seed, "unseen": unseen}
-    settings |= {"held_out_every": held_out_every, "patience": patience, **options}
-    settings["data"] = caption_sets.provenance(data, kind)
-    _claim(out, settings)
+    options |= {"seed": seed, "steps": steps, "batch_size": batch, "lr": lr}
+    options |= {"held_out_every": held_out_every, "patience": patience}
+    start = {"base": str(base), "pretrained": pretrained, "context": context, "kind": kind}
+    source = caption_sets.provenance(data, kind)
+    _claim(out, start | options | {"unseen": unseen, "data": source})
     if not (out / "manifest.json").is_file():
         started = quality.clock()
         learned = caption_sets.pairs(data, "train", kind)
@@ -70,33 +70,24 @@ def fine_tune(
             tokenizer,
             seen,
             learned.captions,
-            seed=seed,
-            steps=steps,
-            batch_size=batch,
-            lr=lr,
             directory=out,
             contrastive=0.0,
             captioning=1.0,
             held_out=(new, held_out.captions),
-            held_out_every=held_out_every,
-            patience=patience,
             description=f"fine-tuning {kind.upper()}",
             **options,
         )
         captioner.save(model.eval(), tokenizer, out)
         captioner_training.write_curve(log, out)
         measured["nats_per_token"] = _nats(model, tokenizer, new, held_out.captions)
-        written = captioner.write(
-            model, tokenizer, new[:READ_AGAIN], max_len=model.context_length, batch_size=32
-        )
         quality.write_manifest(
             out,
             started,
             seed=seed,
             steps=len(log["loss"]),
             measured={name: round(value, 4) for name, value in measured.items()},
-            data=settings["data"] | {"pairs": len(learned.captions), "truncated": round(cut, 4)},
-            alarms=quality.alarms(written.texts, written.truncated),
+            data=source | {"pairs": len(learned.captions), "truncated": round(cut, 4)},
+            alarms=quality.listen(model, tokenizer, new[:READ_AGAIN], model.context_length),
         )
     return _finished(out, strict)
 
@@ -128,12 +119,10 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _finished(out: Path, strict: bool) -> dict[str, Any]:
-    """The manifest of a finished fine-tuning, its files checked, its alarms sounded."""
+    """The manifest of a finished fine-tuning, its files checked; UserError if ``strict``."""
     manifest = files.read_json(out / "manifest.json")
     if problem := files.damage(out, manifest["files"]):
         raise UserError(f"The captioner in {out} cannot be used: {problem}; fine-tune it again.")
-    for alarm in manifest["alarms"]:
-        print(f"Degenerate captions: {alarm}")
     if strict and manifest["alarms"]:
         raise UserError(
             f"The captioner in {out} is written, but its captions are degenerate: "

@@ -216,7 +216,7 @@ def fine_tune_captioner(
     start from the base captioner in directory ``base`` and use the captioning loss alone. The
     likelihood of the captions of ``unseen`` records, if given, is measured along the way
     (``options`` of ``train.train``, such as ``held_out_every`` and ``patience``), and what is
-    degenerate about the captions of the first 100 is printed at the end.
+    degenerate about the captions that it writes of the first 100 is printed.
     """
     model, tokenizer = captioner.load(base)
     if unseen:
@@ -237,10 +237,7 @@ def fine_tune_captioner(
         **options,
     )
     if unseen:
-        length = min(LENGTH[kind], model.context_length)
-        written = captioner.write(model.eval(), tokenizer, stack(unseen[:100]), max_len=length)
-        for alarm in quality.alarms(written.texts, written.truncated):
-            print(f"{kind.upper()} captioner: {alarm}")
+        quality.listen(model.eval(), tokenizer, stack(unseen[:100]), LENGTH[kind])
     return model.eval(), tokenizer, log
 
 

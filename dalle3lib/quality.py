@@ -174,6 +174,15 @@ def alarms(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> lis
     return found
 
 
+def listen(model, tokenizer, images: np.ndarray, length: int) -> list[str]:
+    """The ``alarms`` of a captioner's greedy captions of images, each of them also printed."""
+    written = coca.write(model, tokenizer, images, max_len=length, batch_size=32, progress=False)
+    found = alarms(written.texts, written.truncated)
+    for alarm in found:
+        print(f"Degenerate captions: {alarm}")
+    return found
+
+
 # ---- manifests -----------------------------------------------------------------------------------
 
 

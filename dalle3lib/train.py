@@ -77,7 +77,7 @@ def save_checkpoint(directory: Path, step: int, parts: dict[str, dict[str, Tenso
         staging.mkdir(parents=True)
         for name, tensors in parts.items():
             # cloned, because safetensors refuses tied weights that share memory (T5 has some)
-            own = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+            own = {k: v.contiguous() for k, v in _copy(tensors, "cpu").items()}
             save_file(own, staging / f"{name}.safetensors")
             with open(staging / f"{name}.safetensors", "rb") as file:
                 os.fsync(file.fileno())
@@ -148,8 +148,8 @@ def is_stale(log: dict[str, list[float]], patience: int | None) -> bool:
     return bool(values and patience) and len(values) - 1 - values.index(min(values)) >= patience
 
 
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in weights.items()}
+def _copy(weights: dict[str, Tensor], device: str | None = None) -> dict[str, Tensor]:
+    return {k: v.detach().to(device or v.device, copy=True) for k, v in weights.items()}
 
 
 def _save(
@@ -174,11 +174,9 @@ def _resume(
     model.load_state_dict(parts["model"])
     _restore_optimizer(optimizer, parts["optimizer"])
     weights = model.state_dict()
-    average, best = (
-        {k: _laid_out_as(weights[k], v) for k, v in parts.get(part, {}).items()}
-        for part in ("ema", "best")
-    )
-    return average, best, {name: values.tolist() for name, values in parts["log"].items()}
+    average = {k: _laid_out_as(weights[k], v) for k, v in parts.get("ema", {}).items()}
+    log = {name: values.tolist() for name, values in parts["log"].items()}
+    return average, parts.get("best", {}), log
 
 
 def train(
@@ -247,7 +245,7 @@ def train(
         if held_out and (done % held_out_every == 0 or done == steps):
             value = measure(model, held_out, average)
             if patience and value < min(log.get("held_out", [math.inf])):
-                best = _copy(average or model.state_dict())
+                best = _copy(average or model.state_dict(), "cpu")  # a GPU has better uses
             log.setdefault("held_out", []).append(value)
             log.setdefault("held_out_step", []).append(done)
         stop = done == steps or is_stale(log, patience)

@@ -303,7 +303,7 @@ def test_a_live_fine_tune_is_measured_and_checked(shipped, tmp_path, capsys):
         model, tokenizer, foundation.stack(unseen), human
     )
     assert nats == pytest.approx(log["held_out"][-1])
-    assert "DSC captioner: 12 of 12 captions" in capsys.readouterr().out  # it has learned nothing
+    assert "Degenerate captions: 12 of 12" in capsys.readouterr().out  # it has learned nothing
 
 
 def test_a_live_fine_tune_leaves_the_base_alone(shipped, tmp_path):
