@@ -121,6 +121,24 @@ def test_degenerate_captions_sound_the_alarm_and_lose_nothing(tuned, base):
         tune(base, folder, out)
 
 
+def test_a_public_name_and_its_weights_are_a_base_too(base, benchmarks, tmp_path):
+    """As ("coca_ViT-L-14", "laion2b_s13b_b90k"), but with weights that need no download."""
+    config = json.loads((base / "open_clip_config.json").read_text())["model_cfg"]
+    (tmp_path / "coca_ViT-L-14-narrow.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "coca_ViT-L-14-narrow.json")
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(base / "open_clip_model.safetensors", weights)
+    options = {"pretrained": str(weights), "steps": 2, "batch": 3, "context": 90}
+    folder = benchmarks / "coco-mini"
+    manifest = tune("coca_ViT-L-14-narrow", folder, tmp_path / "out", **options)
+    model, _ = captioner.load(tmp_path / "out")
+    assert model.context_length == 90 and manifest["steps"] == 2
+    assert model.visual.preprocess_cfg["mean"] == list(CLIP["mean"])  # open_clip's for CoCa
+    before, after = captioner.load(base)[0].state_dict(), model.state_dict()
+    gap = max((before[k] - after[k]).abs().max() for k in before if "posit" not in k)
+    assert 0 < gap < 0.02
+
+
 def test_long_descriptions_get_a_longer_context(base, tmp_path, capsys):
     folder = tmp_path / "docci"
     (folder / "images").mkdir(parents=True)
