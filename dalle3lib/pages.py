@@ -22,7 +22,7 @@ GROUPS = {
     "captions": (
         "Captions and text",
         (
-            *("captions", "captioner", "captioner_training"),
+            *("captions", "captioner", "captioner_training", "fine_tuning", "caption_sets"),
             *("caption_decoding", "caption_search"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),

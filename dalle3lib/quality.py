@@ -3,7 +3,11 @@
 The numbers stand in each manifest, and ``report`` measures them again from the shipped files.
 """
 
+import re
+import textwrap
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +130,62 @@ def judge(model, processor, count: int = 500) -> dict[str, float]:
     return {kind: round(share, 3) for kind, share in right.items()}
 
 
+# ---- the alarm: captions that no working captioner writes ----------------------------------------
+
+# The share of captions above which each symptom is an alarm, and how to say it. Short captions of
+# like pictures are often equal, so of identical ones only the most frequent caption is counted.
+ALARMS = {
+    "empty": (0.0, "are empty"),
+    "looping": (0.02, "repeat themselves without end"),
+    "identical": (0.1, "are one and the same"),
+    "truncated": (0.1, "were cut before they ended"),
+}
+PHRASE_LOOP = re.compile(r"(?<!\S)(\S+(?: \S+){0,15}?)(?: \1){2,}(?!\S)")  # three in a row
+LETTER_LOOP = re.compile(r"(\D{1,8}?)\1{5,}")  # six in a row, as in hahahahahaha; 1000000 is none
+
+
+def looping(caption: str) -> bool:
+    """Whether a caption says the same word or phrase three times in a row, or stammers."""
+    words = " ".join(re.findall(r"\w+", caption.lower()))
+    return bool(PHRASE_LOOP.search(words) or LETTER_LOOP.search(caption))
+
+
+def alarms(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> list[str]:
+    """What is degenerate about a captioner's captions of different images: sentences, or none.
+
+    ``truncated`` tells which captions were cut at the greatest length (``captioner.write``).
+    Each sentence gives the share, the limit of ``ALARMS`` that it exceeds, and an example.
+    """
+    most, copies = Counter(texts).most_common(1)[0]
+    symptoms = {
+        "empty": [not text.strip() for text in texts],
+        "looping": [looping(text) for text in texts],
+        "identical": [copies > 2 and text == most for text in texts],
+        "truncated": [False] * len(texts) if truncated is None else list(truncated),
+    }
+    found = []
+    for name, (limit, what) in ALARMS.items():
+        if (share := captions.share(symptoms[name])) > limit:
+            example = texts[symptoms[name].index(True)]
+            found.append(
+                f"{sum(symptoms[name])} of {len(texts)} captions ({share:.1%}) {what}, more than "
+                f"{limit:.0%}: for example {textwrap.shorten(example, 100, placeholder=' …')!r}."
+            )
+    return found
+
+
+def listen(model, tokenizer, images: np.ndarray, length: int) -> list[str]:
+    """The ``alarms`` of a captioner's greedy captions of images, each of them also printed."""
+    written = coca.write(model, tokenizer, images, max_len=length, batch_size=32, progress=False)
+    found = alarms(written.texts, written.truncated)
+    for alarm in found:
+        print(f"Degenerate captions: {alarm}")
+    return found
+
+
+# ---- manifests -----------------------------------------------------------------------------------
+
+
 def clock() -> tuple[float, float]:
     """Wall and processor seconds so far, to take differences of."""
     return time.time(), time.process_time()
@@ -138,10 +198,11 @@ def write_manifest(
     seed: int,
     steps: int,
     measured: dict[str, float],
+    **more,
 ) -> None:
     """Write the manifest of a foundation last: what it is, how good, and the hash of each file.
 
-    ``started`` is the ``clock()`` at the start of its training.
+    ``started`` is the ``clock()`` at the start of its training; ``more`` are further entries.
     """
     wall, cpu = (now - then for now, then in zip(clock(), started, strict=True))
     payload = sorted(p for p in directory.iterdir() if p.is_file() and p.name != "manifest.json")
@@ -153,6 +214,7 @@ def write_manifest(
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "threads": torch.get_num_threads(),
+        **more,
         "files": files.listing(directory, payload),
     }
     files.write_atomic(directory / "manifest.json", files.to_json(manifest).encode())
