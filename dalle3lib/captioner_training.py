@@ -5,7 +5,6 @@ alone. The network and its captions are in ``captioner``.
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import torch
 from torch import LongTensor, Tensor
 from torch.nn import functional as F
 
-from dalle3lib import UserError, files
+from dalle3lib import UserError, files, parallel
 from dalle3lib.captioner import encode, pixels
 from dalle3lib.randomness import batch_indices
-from dalle3lib.train import train
+from dalle3lib.train import Part, train
 
 
 def loss(
@@ -92,11 +91,12 @@ def train_captioner(
     computed again on the way back instead of kept (``grad_checkpointing``, about a third slower).
     """
     tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
-    size = micro_batch or batch_size
-    if contrastive and size < batch_size:
+    parts = parallel.micro_batches(batch_size, micro_batch)
+    if contrastive and len(parts) > 1:
         raise UserError(
             f"The contrastive loss compares all {batch_size} images of a batch, so a batch cannot "
-            f"be split into parts of {size}: leave micro_batch out or set contrastive to 0."
+            f"be split into {len(parts)} parts: leave micro_batch out and train in one process, or "
+            "set contrastive to 0."
         )
 
     def part_loss(rows: np.ndarray, terms: int) -> dict[str, Tensor]:
@@ -106,10 +106,10 @@ def train_captioner(
         weight = caption_terms(part, model.pad_id) / terms  # 1 if this is the whole batch
         return {name: weight * value for name, value in values.items()}
 
-    def batch_loss(step: int) -> Iterator[dict[str, Tensor]]:
+    def batch_loss(step: int) -> list[Part]:
         rows = batch_indices(seed, step, batch_size, len(tokens))
         terms = caption_terms(tokens[rows], model.pad_id)
-        return (part_loss(rows[i : i + size], terms) for i in range(0, batch_size, size))
+        return [partial(part_loss, rows[part], terms) for part in parts]
 
     if held_out:
         options["held_out"] = partial(

@@ -31,7 +31,18 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "unet", "diffusion", "train", "arm", "sample", "decoder"),
+            *(
+                "vae",
+                "latents",
+                "unet",
+                "diffusion",
+                "train",
+                "checkpoints",
+                "parallel",
+                "arm",
+                "sample",
+                "decoder",
+            ),
             *("foundation", "quality", "randomness"),
         ),
     ),

@@ -80,7 +80,7 @@ def test_gradients_of_parts_are_those_of_the_batch(tokenizer):
 
 
 def test_the_contrastive_loss_is_not_split(tokenizer, tmp_path):
-    with pytest.raises(UserError, match="all 6 images of a batch.*parts of 2"):
+    with pytest.raises(UserError, match="all 6 images of a batch.*into 3 parts"):
         trained(tokenizer, tmp_path, contrastive=1, micro_batch=2)
 
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dalle3lib import UserError, diffusion, unet
-from dalle3lib.train import (
-    accumulate,
-    learning_rate,
-    load_checkpoint,
-    save_checkpoint,
-    train,
-    update_ema,
-)
+from dalle3lib.checkpoints import load_checkpoint, save_checkpoint
+from dalle3lib.train import accumulate, learning_rate, train, update_ema
 
 torch.set_num_threads(1)
 STEPS = 40
@@ -326,15 +321,16 @@ def test_a_held_out_loss_that_is_no_number_is_one_sentence(tmp_path):
 
 
 def test_parts_of_a_step_add_up():
-    weight = torch.tensor([1.0, -2.0], requires_grad=True)
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    model = nn.ParameterList([weight])
 
-    def parts():
-        for scale, gradient in (1.0, 0.0), (2.0, 1.0), (3.0, 3.0):
-            # made one after the other: the ones before have given their gradient
-            assert (weight.grad is None and not gradient) or weight.grad[0] == gradient
-            yield {"loss": (scale * weight).sum(), "other": torch.tensor(scale)}
+    def part(scale, gradient):
+        # made one after the other: the ones before have given their gradient
+        assert (weight.grad is None and not gradient) or weight.grad[0] == gradient
+        return {"loss": (scale * weight).sum(), "other": torch.tensor(scale)}
 
-    assert accumulate(parts()) == {"loss": -6.0, "other": 6.0}
+    parts = [partial(part, *of) for of in ((1.0, 0.0), (2.0, 1.0), (3.0, 3.0))]
+    assert accumulate(model, parts) == {"loss": -6.0, "other": 6.0}
     assert weight.grad.tolist() == [6, 6]
-    assert accumulate({"loss": weight.sum()}) == {"loss": -1.0}
+    assert accumulate(model, {"loss": weight.sum()}) == {"loss": -1.0}
     assert weight.grad.tolist() == [7, 7]
