@@ -12,17 +12,18 @@ what they know in the image encoder, and a weight says nothing of what it carrie
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import open_clip
 import torch
 from torch import LongTensor, Tensor, nn
 
 from dalle3lib import UserError
 from dalle3lib.caption_decoding import all_logits, encode_images, is_causal
-from dalle3lib.captioner import decode
+from dalle3lib.captioner import decode, generate, pixels
 
 
 @contextmanager
@@ -101,6 +102,10 @@ def _decoder_attention(model: open_clip.CoCa, vectors: Tensor, tokens: LongTenso
     return torch.stack([w[:, n - 1] for n, w in zip(lengths, weights, strict=True)], dim=1)
 
 
+# A word, a quotation as a whole, or a mark: "heart." ends in a token of its own.
+WORD = re.compile(r"""\"[^"]*\"|\w+(?:[-'’]\w+)*|[^\w\s]""")
+
+
 class Word(NamedTuple):
     """A word of a caption and the places of its tokens in the row that ``generate`` returned."""
 
@@ -109,8 +114,9 @@ class Word(NamedTuple):
 
 
 def words(tokenizer, tokens: LongTensor, end_id: int) -> list[Word]:
-    """The words of one caption, tokens int64 [L]: what stands between spaces, its tokens beside.
+    """The words of one caption, tokens int64 [L], with the places of their tokens.
 
+    Marks count as words of their own, and what stands in double quotes is one word.
     A token that begins one word and ends another, which few tokenizers know, belongs to both.
     """
     tokens = tokens.cpu()
@@ -121,7 +127,7 @@ def words(tokenizer, tokens: LongTensor, end_id: int) -> list[Word]:
     texts = decode(tokenizer, begun, end_id)
     reached = [len(text) for text in texts]
     found = []
-    for match in re.finditer(r"\S+", texts[-1]):
+    for match in WORD.finditer(texts[-1]):
         places = [
             place
             for place in range(1, length)
@@ -129,3 +135,38 @@ def words(tokenizer, tokens: LongTensor, end_id: int) -> list[Word]:
         ]
         found.append(Word(match.group(), places))
     return found
+
+
+def word_maps(words: Sequence[Word], patches: Tensor) -> np.ndarray:
+    """Each word's attention over the patches: float64 [words, rows, columns], each sums to 1.
+
+    ``patches`` [L - 1, rows, columns] is one caption's entry of ``over_image``. A word of several
+    tokens gets their mean; what went to the class token is left out.
+    """
+    places = [[place - 1 for place in word.places] for word in words]
+    maps = torch.stack([patches[at].mean(dim=0) for at in places]).double().cpu().numpy()
+    return maps / maps.sum(axis=(1, 2), keepdims=True)
+
+
+class Trace(NamedTuple):
+    """Captions written anew, and where their words looked: what ``trace`` returns."""
+
+    tokens: LongTensor  # [N, max_len], as generate returns them
+    words: list[list[Word]]  # of each caption
+    patches: Tensor  # [N, max_len - 1, rows, columns], see Looked
+    class_token: Tensor  # [N, max_len - 1]
+
+
+def trace(
+    model: open_clip.CoCa, tokenizer, images: np.ndarray, *, max_len: int, batch_size: int = 128
+) -> Trace:
+    """Greedy captions of images uint8 [N, H, W, 3] with the attention of every token."""
+    tokens, looked = [], []
+    for first in range(0, len(images), batch_size):
+        batch = pixels(model, images[first : first + batch_size])
+        tokens.append(generate(model, batch, max_len=max_len))
+        looked.append(over_image(model, batch, tokens[-1]))
+    patches, class_token = (torch.cat(part) for part in zip(*looked, strict=True))
+    rows = torch.cat(tokens)
+    said = [words(tokenizer, row, model.end_id) for row in rows]
+    return Trace(rows, said, patches, class_token)

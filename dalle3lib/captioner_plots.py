@@ -32,7 +32,10 @@ def training_curves(curves: dict[str, DataFrame], blind: float) -> Figure:
     contrastive.axhline(blind, color="0.4", linestyle="--", label="telling nothing apart")
     captioning.set(xlabel="training step", ylabel="captioning loss (nats per token)")
     contrastive.set(xlabel="training step", ylabel="contrastive loss (nats)")
-    for axis, title in ((captioning, "line: training, dots: held out"), (contrastive, "training")):
+    for axis, title in (
+        (captioning, "line: training; dots: held out"),
+        (contrastive, "line: training"),
+    ):
         axis.set_ylim(0, None)
         axis.set_title(title, fontsize=9, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
@@ -81,9 +84,11 @@ def attention_maps(
     ``image`` uint8 [H, W, 3]; ``maps`` [words, rows, columns], shares of one word's attention, on
     one colour scale for all words.
     """
+    columns = min(columns, len(words) + 1)
     lines = -(-(len(words) + 1) // columns)
+    size = (1.0 + 1.1 * columns, 0.3 + 1.35 * lines)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(9.6, 0.3 + 1.38 * lines), layout="constrained", dpi=110,
+        lines, columns, figsize=size, layout="constrained", dpi=110,
         squeeze=False,
     )  # fmt: skip
     for axis in axes.flat:
@@ -99,7 +104,7 @@ def attention_maps(
             extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest",
         )  # fmt: skip
         axis.set_title(word, fontsize=8.5, parse_math=False)
-    bar = figure.colorbar(heat, ax=axes, fraction=0.025, pad=0.01)
+    bar = figure.colorbar(heat, ax=axes, aspect=12 * lines, pad=0.01)
     bar.set_label("% of the attention", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure

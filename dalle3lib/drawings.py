@@ -109,7 +109,7 @@ def _text_side(axis: Axes, model: open_clip.CoCa, size: dict, caption: Sequence[
         axis.add_patch(box)
         short = token if len(token) <= 7 else token[:6] + "…"
         axis.text(left + 18 / len(tokens) - 0.3, 6.5, short, fontsize=7, **_centred())
-    shown = f"a caption of at most {size['context']} tokens, out of {size['vocabulary']:,}"
+    shown = f"at most {size['context']} tokens, from a vocabulary of {size['vocabulary']:,}"
     axis.text(82, 1.4, shown, **_small("center"))
     _box(axis, 67, 20, TEXT, "text encoder (unimodal)", [
         "causal: looks back, sees no image",
@@ -129,7 +129,7 @@ def _text_side(axis: Axes, model: open_clip.CoCa, size: dict, caption: Sequence[
 
 def _losses(axis: Axes, size: dict) -> None:
     """Both losses, and the three arrows between the columns."""
-    _box(axis, 67, 60, LOSS, "captioning loss", ["of each next token (eq. 2)"], height=7.5)
+    _box(axis, 67, 60, LOSS, "captioning loss", ["of each next token (equation 2)"], height=7.5)
     _arrow(axis, [(82, 55), (82, 60)])
     _box(axis, 39, 20, LOSS, "contrastive loss", [
         "CLIP's: each image finds",

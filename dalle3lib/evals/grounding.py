@@ -15,7 +15,7 @@ import torch
 from torch import LongTensor, Tensor
 
 from dalle3lib import captioner, stats
-from dalle3lib.caption_attention import Word
+from dalle3lib.caption_attention import Word, word_maps
 from dalle3lib.captions import names
 from dalle3lib.images import Record, stack
 from dalle3lib.world.render import SIDE, backdrop, square
@@ -68,8 +68,7 @@ def look(words: Sequence[Word], patches: Tensor, facts: dict, attribute: str) ->
     (what the caption's other words give the named object, mean) and ``by area`` (what attention
     spread evenly over the picture would give it).
     """
-    maps = np.stack([patches[[p - 1 for p in w.places]].mean(0).double().cpu() for w in words])
-    maps /= maps.sum((1, 2), keepdims=True)
+    maps = word_maps(words, patches)
     masks = [covered(box, *maps.shape[1:]) for box in boxes(facts)]
     found = []
     for word, thing in naming(words, facts, attribute):
