@@ -4,7 +4,7 @@ CoCa's decoder never sees the patches. It attends to the vectors into which the 
 has gathered them, and a pooled vector has no place in the picture. Two attentions therefore have
 to be put one behind the other: how much a word takes from each pooled vector, times how much that
 vector took from each patch. The weights are those that PyTorch's own attention layers compute, so
-this works for every open_clip CoCa that has a pooler.
+this works for every CoCa with open_clip's own image encoder, of whatever size.
 
 A map says which patches the last layers read, not why a word was chosen: patches have exchanged
 what they know in the image encoder, and a weight says nothing of what it carries
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import open_clip
 import torch
+from open_clip.transformer import VisionTransformer
 from torch import LongTensor, Tensor, nn
 
 from dalle3lib import UserError
@@ -64,20 +65,25 @@ def over_image(model: open_clip.CoCa, images: Tensor, tokens: LongTensor) -> Loo
     its heads, and the two averages multiplied: the mean over all paths that combine one decoder
     head of one layer with one pooler head. Patches and class token together sum to 1.
 
-    Raises ``UserError`` for a model without attentional pooler.
+    Where the decoder sees the patches themselves (coca_roberta-ViT-B-32 has no pooler), only the
+    first average is needed. Raises ``UserError`` for an image encoder other than open_clip's own.
     """
-    pooler = getattr(model.visual, "attn_pool", None)
-    if pooler is None:
+    visual = model.visual
+    if not isinstance(visual, VisionTransformer):
         raise UserError(
-            "This model's image encoder has no attentional pooler, so its decoder's attention "
-            "cannot be traced back to patches: use a CoCa such as coca_ViT-L-14."
+            f"This model's image encoder is a {type(visual).__name__}, whose attention cannot be "
+            "traced back to patches: use a CoCa such as coca_ViT-L-14."
         )
-    with watched(pooler.attn) as pooled:
+    with ExitStack() as watching:
+        pooler = visual.attn_pool and watching.enter_context(watched(visual.attn_pool.attn))
         vectors = encode_images(model, images)
     words_to_vectors = _decoder_attention(model, vectors, tokens)
-    # The contrastive query, where the pooler has one, comes first and is not shown to the decoder.
-    vectors_to_image = torch.cat(pooled).mean(dim=1)[:, -words_to_vectors.shape[-1] :]
-    shares = words_to_vectors @ vectors_to_image.float()
+    if pooler:
+        vectors_to_image = torch.cat(pooler).float().mean(dim=1)
+    else:
+        vectors_to_image = torch.eye(len(visual.positional_embedding), device=vectors.device)
+    # The contrastive query, or the class token, comes first and may be hidden from the decoder.
+    shares = words_to_vectors @ vectors_to_image[..., -words_to_vectors.shape[-1] :, :]
     rows, columns = model.visual.grid_size
     return Looked(shares[..., 1:].unflatten(-1, (rows, columns)), shares[..., 0])
 

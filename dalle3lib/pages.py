@@ -23,7 +23,7 @@ GROUPS = {
         "Captions and text",
         (
             *("captions", "captioner", "captioner_training"),
-            *("caption_decoding", "caption_search"),
+            *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),
         ),
@@ -38,7 +38,10 @@ GROUPS = {
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
     "runs": (
         "Runs, figures and the book",
-        ("paths", "config", "runs", "fingerprint", "files", "plots", "playground", "pages", "book"),
+        (
+            *("paths", "config", "runs", "fingerprint", "files"),
+            *("plots", "drawings", "captioner_plots", "playground", "pages", "book"),
+        ),
     ),
     "other": ("The package and its commands", ()),
 }
