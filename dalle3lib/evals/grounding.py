@@ -168,5 +168,6 @@ def summary(
             several = len(known) > 1
             low, high = stats.mean_interval(known, random) if several else (np.nan, np.nan)
             rows[key] |= {name: known.mean(), f"low {name}": low, f"high {name}": high}
-    index = pd.MultiIndex.from_tuples(rows, names=["objects", "attribute"]) if rows else None
-    return pd.DataFrame(list(rows.values()), index=index)
+    index = pd.MultiIndex.from_tuples(rows, names=["objects", "attribute"])
+    measured = [f"{what}{name}" for name in columns for what in ("", "low ", "high ")]
+    return pd.DataFrame(list(rows.values()), index, ["words", "pictures", *measured])
