@@ -96,13 +96,18 @@ def attention_maps(
     axes.flat[0].imshow(image, interpolation="nearest")
     axes.flat[0].set_title("the picture", fontsize=8.5, style="italic")
     height, width = image.shape[:2]
-    grey = image.mean(axis=2)
+    grey, top = image.mean(axis=2), 100 * np.max(maps)
     for axis, word, shares in zip(axes.flat[1:], words, 100 * np.asarray(maps), strict=False):
         axis.imshow(grey, cmap="gray", vmin=-60, vmax=315)
         heat = axis.imshow(
-            shares, cmap="inferno", alpha=0.72, vmin=0, vmax=100 * np.max(maps),
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest",
-        )  # fmt: skip
+            shares,
+            cmap="inferno",
+            alpha=0.35 + 0.55 * shares / top,  # the picture stays visible where nobody looks
+            vmin=0,
+            vmax=top,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            interpolation="nearest",
+        )
         axis.set_title(word, fontsize=8.5, parse_math=False)
     bar = figure.colorbar(heat, ax=axes, aspect=12 * lines, pad=0.01)
     bar.set_label("% of the attention", fontsize=8)

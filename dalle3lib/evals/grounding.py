@@ -15,9 +15,10 @@ import torch
 from torch import LongTensor, Tensor
 
 from dalle3lib import captioner, stats
-from dalle3lib.caption_attention import Word, word_maps
+from dalle3lib.caption_attention import Trace, Word, word_maps
 from dalle3lib.captions import names
 from dalle3lib.images import Record, stack
+from dalle3lib.randomness import rng
 from dalle3lib.world.render import SIDE, backdrop, square
 
 Box = tuple[slice, slice]  # rows and columns, pixels
@@ -171,3 +172,10 @@ def summary(
     index = pd.MultiIndex.from_tuples(rows, names=["objects", "attribute"])
     measured = [f"{what}{name}" for name in columns for what in ("", "low ", "high ")]
     return pd.DataFrame(list(rows.values()), index, ["words", "pictures", *measured])
+
+
+def measure(model: open_clip.CoCa, traced: Trace, records: Sequence[Record]) -> pd.DataFrame:
+    """``summary`` of all shares and losses for captions traced from the pictures of records."""
+    table = grounding(traced.words, traced.patches, records)
+    table = removal(model, traced.tokens, traced.words, records, table)
+    return summary(table, SHARES + LOSSES, rng(0, "grounding"))

@@ -13,6 +13,8 @@ from scipy.special import comb
 from torch import Tensor
 
 from dalle3lib import UserError, stats
+from dalle3lib.evals import clip_score
+from dalle3lib.randomness import rng
 
 DIRECTIONS = ("image → text", "text → image")
 
@@ -88,3 +90,28 @@ def recall(table: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
                 "recall": hits.mean(), "low": low, "high": high, "chance": blind
             }  # fmt: skip
     return pd.DataFrame(rows).T.rename_axis(["direction", "at"])
+
+
+def recalls(
+    model, tokenizer, images: np.ndarray, texts: dict[str, list[str]]
+) -> dict[str, pd.DataFrame]:
+    """``recall`` for each kind of caption, by a CoCa's or CLIP's features.
+
+    ``images`` are uint8 [N, H, W, 3]; ``texts`` holds N captions of each kind.
+    """
+    image = clip_score.image_features(model, images)
+    found = {}
+    for kind, captions in texts.items():
+        text = clip_score.text_features(model, tokenizer, captions)
+        found[kind] = recall(retrieve(image, text, captions), rng(0, f"recall/{kind}"))
+    return found
+
+
+def readable(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """What ``recalls`` returned as text, in percent: recall (interval; chance)."""
+    shares = 100 * pd.concat(tables, names=["percent of"])
+    cells = [
+        f"{s.recall:.0f} ({s.low:.0f} to {s.high:.0f}; {s.chance:.0f})" for s in shares.itertuples()
+    ]
+    columns = shares.index.get_level_values("at").unique()
+    return pd.Series(cells, shares.index, dtype=object).unstack("at")[columns]
