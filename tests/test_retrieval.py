@@ -100,3 +100,19 @@ def test_each_image_needs_a_text():
     with pytest.raises(UserError, match="and 2 captions"):
         retrieve(torch.eye(3), torch.eye(3), ["a", "b"])
     assert retrieval.DIRECTIONS[0].startswith("image")
+
+
+def test_recalls_of_each_kind_are_those_of_its_features(monkeypatch):
+    image, text = torch.eye(4), {"short": torch.eye(4), "alt-text": torch.eye(4)[[1, 0, 3, 2]]}
+    known = {kind: [f"{kind} {i}" for i in range(4)] for kind in text}
+    monkeypatch.setattr(retrieval.clip_score, "image_features", lambda model, images: image)
+    monkeypatch.setattr(
+        retrieval.clip_score, "text_features", lambda model, t, x: text[x[0].rsplit(" ", 1)[0]]
+    )
+    found = retrieval.recalls(None, None, np.zeros((4, 8, 8, 3), np.uint8), known)
+    assert [table["recall"].iloc[0] for table in found.values()] == [1, 0]
+    shown = retrieval.readable(found)
+    assert list(shown.columns) == ["R@1", "R@5", "R@10"]
+    assert shown.loc[("short", DIRECTIONS[0]), "R@1"] == "100 (100 to 100; 25)"
+    assert shown.loc[("alt-text", DIRECTIONS[1]), "R@1"] == "0 (0 to 0; 25)"
+    assert shown.loc[("alt-text", DIRECTIONS[1]), "R@10"] == "100 (100 to 100; 100)"
