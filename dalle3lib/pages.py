@@ -23,7 +23,7 @@ GROUPS = {
         "Captions and text",
         (
             *("captions", "captioner", "captioner_training", "fine_tuning", "caption_sets"),
-            *("caption_decoding", "caption_search"),
+            *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),
         ),
@@ -31,25 +31,17 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *(
-                "vae",
-                "latents",
-                "unet",
-                "diffusion",
-                "train",
-                "checkpoints",
-                "parallel",
-                "arm",
-                "sample",
-                "decoder",
-            ),
-            *("foundation", "quality", "randomness"),
+            *("vae", "latents", "unet", "diffusion", "arm", "sample", "decoder"),
+            *("train", "checkpoints", "parallel", "randomness", "foundation", "quality"),
         ),
     ),
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
     "runs": (
         "Runs, figures and the book",
-        ("paths", "config", "runs", "fingerprint", "files", "plots", "playground", "pages", "book"),
+        (
+            *("paths", "config", "runs", "fingerprint", "files"),
+            *("plots", "drawings", "captioner_plots", "playground", "pages", "book"),
+        ),
     ),
     "other": ("The package and its commands", ()),
 }

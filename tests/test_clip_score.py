@@ -1,4 +1,4 @@
-"""The CLIP score: 100 times the cosine, texts cut at their end, retrieval, the loss, bad files."""
+"""The CLIP score: 100 times the cosine, texts cut at their end, the loss, bad files."""
 
 import json
 
@@ -102,30 +102,6 @@ def test_one_text_for_each_image(scorer):
 def test_images_of_another_size_are_refused(scorer):
     with pytest.raises(UserError, match="64 x 64"):
         clip_score.image_features(scorer[0], np.zeros((1, 32, 32, 3), np.uint8))
-
-
-# ---- retrieval -----------------------------------------------------------------------------------
-
-
-def test_retrieval_by_hand():
-    text_features = torch.eye(4)
-    image_features = torch.eye(4)[[0, 1, 3, 2]]  # the last two pick each other's text
-    assert clip_score.retrieval_top1(image_features, text_features, pool=4) == 0.5
-    assert clip_score.retrieval_top1(image_features, text_features, pool=2) == 0.5
-    # pools of three: only the first pool counts, its third image has no true neighbour in it
-    assert clip_score.retrieval_top1(image_features, text_features, pool=3) == pytest.approx(2 / 3)
-
-
-def test_smaller_pools_are_easier():
-    features = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
-    image, words = F.normalize(features[0] + 2 * features[1]), F.normalize(features[1])
-    top1 = [clip_score.retrieval_top1(image, words, pool) for pool in (2, 20, 60)]
-    assert top1 == sorted(top1, reverse=True) and top1[0] > top1[2]
-    assert clip_score.retrieval_top1(image, words, 1) == 1
-
-
-def test_fewer_texts_than_a_pool_are_one_pool():
-    assert clip_score.retrieval_top1(torch.eye(3), torch.eye(3)[[0, 2, 1]]) == pytest.approx(1 / 3)
 
 
 # ---- the loss ------------------------------------------------------------------------------------

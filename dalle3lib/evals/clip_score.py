@@ -101,17 +101,3 @@ def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Se
         raise UserError(f"There are {len(images)} images but {len(texts)} texts: give one each.")
     features = image_features(model, images), text_features(model, tokenizer, texts)
     return 100 * F.cosine_similarity(*features).double().cpu().numpy()
-
-
-def retrieval_top1(image: Tensor, text: Tensor, pool: int = 100) -> float:
-    """The share of images [N, d] that pick their own text [N, d] from among ``pool`` texts.
-
-    The texts are compared in consecutive pools; an incomplete last pool is left out, unless it is
-    the only one.
-    """
-    pool = min(pool, len(image))
-    hits = [
-        (image[i : i + pool] @ text[i : i + pool].T).argmax(1) == torch.arange(pool)
-        for i in range(0, len(image) - pool + 1, pool)
-    ]
-    return torch.cat(hits).double().mean().item()
