@@ -22,7 +22,7 @@ GROUPS = {
     "captions": (
         "Captions and text",
         (
-            *("captions", "captioner", "captioner_training"),
+            *("captions", "caption_facts", "captioner", "captioner_training"),
             *("caption_decoding", "caption_search"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),

@@ -4,7 +4,6 @@ The numbers stand in each manifest, and ``report`` measures them again from the 
 """
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dalle3lib import caption_facts, captioner_training, files, paths, vae
 from dalle3lib import captioner as coca
-from dalle3lib import captioner_training, captions, files, paths, vae
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
@@ -90,18 +89,11 @@ def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float
         return measured
     length = LENGTH["ssc" if field == "short" else "dsc"]
     own = coca.caption(model, tokenizer, images, max_len=length, progress=False)
-    subject = [main_subject(r) if field == "short" else r for r in records]
-    told = [replace(r, alt=text) for r, text in zip(subject, own, strict=True)]
-    stated = captions.coverage(told)["alt-text"]
+    facts = [caption_facts.subject_only(r.facts) if field == "short" else r.facts for r in records]
+    pairs = zip(own, facts, strict=True)
+    stated = pd.DataFrame([caption_facts.stated(text, f) for text, f in pairs]).mean()
     kinds = ("colour", "shape") if field == "short" else stated.index
     return measured | {f"states_{kind}": round(stated[kind], 3) for kind in kinds}
-
-
-def main_subject(record: Record) -> Record:
-    """The record with the facts of its main subject alone: what a short caption should state."""
-    objects = record.facts["objects"]
-    main = max(objects, key=lambda thing: thing["size"] == "large")
-    return replace(record, facts=record.facts | {"objects": [main]})
 
 
 @torch.no_grad()

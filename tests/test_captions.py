@@ -12,19 +12,12 @@ from dalle3lib.captions import (
     blend,
     by_kind,
     compare,
-    coverage,
     drop_caption,
-    faults,
-    names,
     readable,
-    stated,
     statistics,
     use_synthetic,
-    vocabulary,
-    wrong,
 )
 from dalle3lib.images import Record
-from dalle3lib.world import World
 
 seeds, steps, batches = st.integers(0, 2**40), st.integers(0, 10**6), st.integers(1, 64)
 percents = st.floats(0, 100)
@@ -98,7 +91,23 @@ def test_statistics_by_hand():
         "has_digit": 1 / 5,
         "vocabulary": 7,  # a, red, cube, the, is, img_0042, jpg
         "repeated": 2 / 5,
+        "loops": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "loops"),
+    [
+        ("the word the word, The word", 1),
+        ("a red red red star", 1),
+        ("a red red star", 0),  # once more is no circle
+        ("one two three four five six seven eight " * 3, 1),
+        ("one two three four five six seven eight nine " * 3, 0),
+        ("red redder reddest", 0),
+    ],
+)
+def test_a_loop_is_three_times_the_same_in_succession(text, loops):
+    assert statistics([text])["loops"] == loops
 
 
 def test_statistics_of_one_caption():
@@ -152,89 +161,6 @@ def test_readable_shows_every_habit_as_text():
     assert table.loc["start with a, an, the", "mine"] == "80.0%"
     assert table.loc["different words", "LAION-2B alt-text"] == "21,989"
     assert table.loc["occur more than once", "LAION-2B alt-text"] == "–"  # not published
-
-
-# --- what captions say ---------------------------------------------------------------------------
-
-FACTS = {
-    "background": "snow",
-    "objects": [
-        {"shape": "cross", "colour": "red", "size": "large", "place": "left"},
-        {"shape": "moon", "colour": "blue", "size": "large", "place": "right"},
-    ],
-    "word": "sky",
-}
-NOTHING = {"background": 0, "printed word": 0, "shape": 0, "colour": 0, "size": 0, "place": 0}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Click to enlarge", {}),
-        ("Large red cross", {"size": 1, "colour": 0.5, "shape": 0.5}),  # both objects are large
-        ("IMG_0042_blue_moon_snow.jpg", {"colour": 0.5, "shape": 0.5, "background": 1}),
-        ("two crosses, two moons", {"shape": 1}),
-        ("a cross to the left of a moon", {"shape": 1, "place": 1}),
-        ("one at the top, one below", {}),  # the other direction
-        ('it says "sky".', {"printed word": 1}),
-        ("the sky", {}),  # not quoted, hence no printed word
-        ("tiredness, snowman, moonshine, crossing", {}),  # parts of words
-    ],
-)
-def test_stated_by_hand(text, expected):
-    assert stated(text, FACTS) == NOTHING | expected
-
-
-def test_a_picture_without_a_printed_word_has_no_such_fact():
-    assert "printed word" not in stated("x", FACTS | {"word": None})
-
-
-def test_wrong_by_hand():
-    values = {"red", "blue", "green", "cross", "moon", "star", "snow", "sky", "large", "small"}
-    assert wrong("Large green star on snow", FACTS, values) == ["green", "star"]
-    assert wrong('red moon "sky"', FACTS, values) == []  # both true, if not of one object
-
-
-def test_names_needs_the_whole_word():
-    assert names("A RED cube", "red") and names("boxes", "box") and names("top left", "top left")
-    assert not names("hundred", "red") and not names('it says "red"', "red")
-
-
-def record(alt, facts=FACTS, descriptive="d"):
-    return Record("k", np.zeros((2, 2, 3), dtype=np.uint8), alt, None, descriptive, facts)
-
-
-def test_vocabulary_gathers_all_values_but_places():
-    assert vocabulary([record("x")]) == {"snow", "cross", "moon", "red", "blue", "large"}
-
-
-def test_coverage_averages_over_records():
-    table = coverage([record("red"), record("red and blue on snow")])
-    assert list(table.columns) == ["alt-text", "descriptive"]
-    assert table.loc["colour", "alt-text"] == pytest.approx((0.5 + 1) / 2)
-    assert table.loc["background", "alt-text"] == pytest.approx(0.5)
-    assert (table["descriptive"] == 0).all()
-    with pytest.raises(UserError, match="hold facts"):
-        coverage([record("red"), record("red", facts=None)])
-
-
-def test_faults_by_hand():
-    star = FACTS | {"objects": [FACTS["objects"][0] | {"shape": "star"}], "word": None}
-    records = [record("IMG_1.JPG"), record("blue star"), record("star", star), record("Sale")]
-    table = faults(records)
-    assert list(table["alt-text"]) == ["IMG_1.JPG", "blue star", "star", "Sale"]
-    assert list(table["is a file name"]) == [True, False, False, False]
-    assert list(table["says nothing"]) == [True, False, False, True]
-    assert list(table["names what is not there"]) == [False, True, False, False]
-    assert table["facts stated"].tolist() == pytest.approx([0, 0.5 / 6, 1 / 5, 0])
-    assert list(faults([record("x.png", facts=None)]).columns) == ["alt-text", "is a file name"]
-
-
-def test_the_worlds_descriptive_captions_state_every_fact_and_nothing_false():
-    records = list(World("dev", 150))
-    table, values = coverage(records), vocabulary(records)
-    assert (table["descriptive"] == 1).all()
-    assert not any(wrong(r.descriptive, r.facts, values) for r in records)
-    assert not any(wrong(r.short, r.facts, values) for r in records)
-    # every attribute has a chance in the alt-text too: the comparison is open
-    assert (table["alt-text"] > 0).all() and (table["alt-text"] < 0.9).all()
+    assert "cut at the greatest length" not in table.index  # unknown where nobody counted
+    cut = readable(compare({"mine": CAPTIONS}).assign(truncated=0.25))
+    assert cut.loc["cut at the greatest length", "mine"] == "25.0%"

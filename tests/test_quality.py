@@ -63,14 +63,6 @@ def test_an_autoencoder_that_loses_nothing(monkeypatch):
     assert grey["read_colour-shape"] == 0 and grey["psnr_db"] < 15
 
 
-def test_the_main_subject_is_the_larger_object():
-    small, large = {"shape": "star", "size": "small"}, {"shape": "moon", "size": "large"}
-    record = replace(RECORDS[0], facts={"objects": [small, large], "word": None})
-    assert quality.main_subject(record).facts == {"objects": [large], "word": None}
-    equals = replace(RECORDS[0], facts={"objects": [small, dict(small, shape="heart")]})
-    assert quality.main_subject(equals).facts["objects"] == [small]
-
-
 @pytest.mark.parametrize("field", ["alt", "short", "descriptive"])
 def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
     """One that writes the human captions states what they state."""

@@ -92,6 +92,16 @@ def text_features(
     return torch.cat([model.encode_text(tokenizer(p), normalize=True) for p in parts])
 
 
+def truncated(model: torch.nn.Module, tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Which texts are longer than the scorer's context, so that it sees their beginning only.
+
+    Bool [N].
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    tokens = tokenizer(list(texts), context_length=model.context_length + 1)
+    return (tokens[:, -1] != (getattr(inner, "pad_token_id", 0) or 0)).numpy()
+
+
 def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Sequence[str]):
     """The CLIP score of each image with its own text: float64 array [N], in [-100, 100].
 
