@@ -38,7 +38,10 @@ GROUPS = {
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
     "runs": (
         "Runs, figures and the book",
-        ("paths", "config", "runs", "fingerprint", "files", "plots", "playground", "pages", "book"),
+        (
+            *("paths", "config", "runs", "fingerprint", "files", "plots", "caption_plots"),
+            *("playground", "pages", "book"),
+        ),
     ),
     "other": ("The package and its commands", ()),
 }
