@@ -31,10 +31,12 @@ def rates(tables: dict[str, DataFrame], measures: Sequence[str]) -> Figure:
             axis.plot(
                 100 * table[measure], y, "osD^"[i % 4], color=colour, markersize=5, label=name
             )
+        for row in range(1, len(rows), 2):
+            axis.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0)
         axis.set(title=measure, xlabel="share of facts (%)", xlim=(-3, 103))
         axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[0].set(yticks=range(len(rows)), yticklabels=list(rows))
-    axes.flat[0].invert_yaxis()
+    bottom = len(rows) - 0.5
+    axes.flat[0].set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(bottom, -0.5))
     axes.flat[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -69,7 +71,7 @@ def marked_grid(
 def _lines(text: str, width: int) -> list[tuple[int, int]]:
     """Where the lines of a text wrapped to a width begin and end."""
     lines, at = [], 0
-    for line in textwrap.wrap(text, width, drop_whitespace=False):
-        lines.append((at, at + len(line)))
+    for line in textwrap.wrap(text, width, drop_whitespace=False, replace_whitespace=False):
+        lines.append((at + len(line) - len(line.lstrip()), at + len(line)))
         at += len(line)
     return lines

@@ -23,8 +23,8 @@ def words(text: str) -> list[str]:
 def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of each caption against the references of its image, float64 [N], from 0 to 10.
 
-    The usual figure is the mean times ten: a score of 1.2 is printed as "120" in papers. Rarity
-    is counted over the references given, so scores of different sets of images do not compare.
+    Papers print the mean times a hundred: 1.2 as "120". Rarity is counted over the references
+    given, so scores of different sets of images do not compare.
     Raises UserError for fewer than two images, an image without references, unequal lengths, or
     if aac-metrics is not installed.
     """
