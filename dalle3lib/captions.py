@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from dalle3lib import UserError
+from dalle3lib import UserError, stats
 from dalle3lib.images import Record
 from dalle3lib.randomness import rng
 
@@ -157,3 +157,37 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def share(conditions: Iterable[bool]) -> float:
     """The fraction of an iterable of booleans that is true."""
     return float(np.mean(list(conditions)))
+
+
+# --- for the ledger ------------------------------------------------------------------------------
+
+
+def differences(
+    texts: dict[str, Sequence[str]], tallies: dict[str, pd.DataFrame]
+) -> dict[str, dict]:
+    """What the ledger claims of DSC, SSC, base captioner and alt-text: an entry per claim.
+
+    ``texts`` are the captions of the same pictures by these names, ``tallies`` what they state
+    (``caption_facts.tally``), empty where no facts are known. Effects are paired by picture, with
+    95 % intervals over pictures; one fine-tuning of each kind is one seed.
+    """
+    words = {name: [len(text.split()) for text in found] for name, found in texts.items()}
+    first = {name: [text.lower().split()[0] for text in found] for name, found in texts.items()}
+    article = {n: np.isin(found, ("a", "an", "the")) * 100.0 for n, found in first.items()}
+    synthetic = (article["SSC"] + article["DSC"]) / 2
+    pairs = {
+        "dsc-longer-than-ssc": ("words", words["DSC"], words["SSC"]),
+        "synthetic-captions-share-habits": ("% points", synthetic, article["alt-text"]),
+    }
+    if tallies:
+        told = {name: table["told"].sum(axis=1) for name, table in tallies.items()}
+        for claim, name in {"ssc": "SSC", "base": "base captioner", "original": "alt-text"}.items():
+            pairs[f"dsc-states-more-than-{claim}"] = ("facts", told["DSC"], told[name])
+        dsc, ssc = (100 * tallies[name]["told", "background"] for name in ("DSC", "SSC"))
+        pairs["dsc-names-surroundings"] = ("% points", dsc, ssc)
+    entries = {}
+    for claim, (unit, a, b) in pairs.items():
+        interval = stats.paired_bootstrap(a, b, rng(0, claim))
+        effect = float(np.mean(a) - np.mean(b))
+        entries[claim] = {"effect": effect, "interval": interval, "seeds": 1, "unit": unit}
+    return entries

@@ -11,15 +11,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dalle3lib import caption_facts, captioner_training, files, paths, vae
+from dalle3lib import caption_facts, captioner_training, files, paths, stats, vae
 from dalle3lib import captioner as coca
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
+from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH
 from dalle3lib.world import Scene, World, reader, scene
 from dalle3lib.world.wording import coloured_shapes
 
+# What the captioners are meant to reach in the world, as shares.
+GOALS = {"SSC names the main subject": 0.95, "DSC recall": 0.85, "DSC precision": 0.93}
 # Which captions each captioner has learned from, as fields of a record.
 LEARNED = {"coca-base": "alt", "coca-dsc": "descriptive", "coca-ssc": "short"}
 
@@ -94,6 +97,22 @@ def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float
     stated = pd.DataFrame([caption_facts.stated(text, f) for text, f in pairs]).mean()
     kinds = ("colour", "shape") if field == "short" else stated.index
     return measured | {f"states_{kind}": round(stated[kind], 3) for kind in kinds}
+
+
+def goals(short: list[str], facts: list[dict], descriptive: pd.DataFrame) -> pd.DataFrame:
+    """Whether the captioners reach ``GOALS``: a row each, with 95 % intervals over pictures.
+
+    ``short`` are SSC captions of pictures with ``facts``; the main subject must be named with its
+    own shape and colour. ``descriptive`` are the DSC captions' ``caption_facts.rates``.
+    """
+    named = [caption_facts.names_subject(*pair) for pair in zip(short, facts, strict=True)]
+    ends = stats.mean_interval(np.array(named, float), rng(0, "subject"))
+    row, measured = descriptive.loc["all"], [(np.mean(named), *ends)]
+    for name in ("recall", "precision"):
+        measured.append((row[name], row[f"{name} low"], row[f"{name} high"]))
+    table = pd.DataFrame(measured, index=list(GOALS), columns=["measured", "low", "high"])
+    table["goal"] = pd.Series(GOALS)
+    return table.assign(reached=table["measured"] >= table["goal"])
 
 
 @torch.no_grad()

@@ -7,9 +7,8 @@ from dalle3lib import caption_plots
 
 
 def test_rates_draw_a_dot_and_an_interval_for_each_known_share():
-    table = pd.DataFrame(
-        {"m": [0.5, np.nan], "m low": [0.4, np.nan], "m high": [0.7, np.nan]}, ROWS
-    )
+    row = {"m": 0.5, "m low": 0.4, "m high": 0.7}
+    table = pd.DataFrame({"shape": row, "place": dict.fromkeys(row, np.nan)}).T
     figure = caption_plots.rates({"SSC": table, "DSC": table}, ("m",))
     (axis,) = figure.axes
     dots = [line.get_xdata() for line in axis.lines]

@@ -11,8 +11,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
-from dalle3lib import UserError
+from dalle3lib import UserError, stats
+from dalle3lib.randomness import rng
 
 
 def words(text: str) -> list[str]:
@@ -41,3 +43,19 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.
         ) from error
     _, each = library.cider_d(list(captions), [list(r) for r in references], tokenizer=words)
     return each["cider_d"].numpy()
+
+
+def agreement(texts: dict[str, Sequence[str]], references: Sequence[Sequence[str]]) -> pd.DataFrame:
+    """Mean CIDEr-D of several kinds of caption of the same images: a row per kind.
+
+    Columns: "CIDEr-D", its 95 % interval over images "low" and "high", and "as printed" in papers.
+    Images without references are left out. Raises UserError as ``cider_d``.
+    """
+    some = [i for i, found in enumerate(references) if found]
+    rows = {}
+    for kind, found in texts.items():
+        scores = cider_d([found[i] for i in some], [references[i] for i in some])
+        low, high = stats.mean_interval(scores, rng(0, kind))
+        mean = float(scores.mean())
+        rows[kind] = {"CIDEr-D": mean, "low": low, "high": high, "as printed": 100 * mean}
+    return pd.DataFrame(rows).T
