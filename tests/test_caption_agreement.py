@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dalle3lib import UserError
-from dalle3lib.evals.caption_agreement import cider_d, words
+from dalle3lib.evals.caption_agreement import agreement, cider_d, words
 
 pytest.importorskip("aac_metrics", reason="aac-metrics is not installed")
 
@@ -53,3 +53,12 @@ def test_people_agree_with_people_about_their_own_photograph(benchmarks):
     one, others = [texts[0] for texts in said], [texts[1:] for texts in said]
     own = cider_d(one, others).mean()
     assert own > 0.5 and own > 5 * cider_d(one[1:] + one[:1], others).mean()
+
+
+def test_kinds_of_caption_are_held_against_the_same_references():
+    references = [["a red cat"], [], ["the dog"]]
+    table = agreement({"one": ["a red cat", "lost", "a dog"], "none": ["x"] * 3}, references)
+    assert table.loc["one", "CIDEr-D"] == pytest.approx((7.5 + 1.25) / 2)
+    assert table.loc["one", "as printed"] == pytest.approx(437.5)
+    assert table.loc["none"].tolist() == [0, 0, 0, 0]
+    assert 1.25 <= table.loc["one", "low"] <= table.loc["one", "high"] <= 7.5

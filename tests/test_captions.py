@@ -6,18 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle3lib import UserError
+from dalle3lib import UserError, caption_facts, claims
 from dalle3lib.captions import (
     PUBLISHED,
     blend,
     by_kind,
     compare,
+    differences,
     drop_caption,
     readable,
     statistics,
     use_synthetic,
 )
 from dalle3lib.images import Record
+from dalle3lib.world import World
 
 seeds, steps, batches = st.integers(0, 2**40), st.integers(0, 10**6), st.integers(1, 64)
 percents = st.floats(0, 100)
@@ -164,3 +166,51 @@ def test_readable_shows_every_habit_as_text():
     assert "cut at the greatest length" not in table.index  # unknown where nobody counted
     cut = readable(compare({"mine": CAPTIONS}).assign(truncated=0.25))
     assert cut.loc["cut at the greatest length", "mine"] == "25.0%"
+
+
+# --- for the ledger ------------------------------------------------------------------------------
+
+TEXTS = {
+    "alt-text": ["Sale", "a moon on sand"],
+    "base captioner": ["IMG_1.jpg", "moon"],
+    "SSC": ["a red star.", "a moon."],
+    "DSC": ["a red star, in front of snow.", "a moon with snow behind."],
+}
+
+
+def test_differences_by_hand():
+    objects = [
+        {"shape": "star", "colour": "red", "texture": "plain", "size": "large", "place": "left"},
+        {"shape": "moon", "colour": "red", "texture": "plain", "size": "large", "place": "left"},
+    ]
+    facts = [{"background": b, "objects": [o], "word": None} for b, o in zip(
+        ("snow", "sand"), objects, strict=True)]  # fmt: skip
+    tallies = {name: caption_facts.tally(found, facts) for name, found in TEXTS.items()}
+    found = differences(TEXTS, tallies)
+    effects = {name: entry["effect"] for name, entry in found.items()}
+    assert effects == {
+        "dsc-longer-than-ssc": pytest.approx((4 + 3) / 2),
+        "synthetic-captions-share-habits": 50,
+        "dsc-states-more-than-ssc": (3 + 1) / 2 - (2 + 1) / 2,
+        "dsc-states-more-than-base": (3 + 1) / 2 - (0 + 1) / 2,
+        "dsc-states-more-than-original": (3 + 1) / 2 - (0 + 2) / 2,
+        "dsc-names-surroundings": 50,  # the second background is another
+    }
+    for entry in found.values():
+        assert entry["interval"][0] <= entry["effect"] <= entry["interval"][1]
+        assert entry["seeds"] == 1
+
+
+def test_differences_fit_the_ledger():
+    known = {c.id: c for c in claims.load() if c.chapter == "03_ssc_dsc"}
+    facts = [World("dev", 2).scene(i).facts() for i in range(2)]
+    tallies = {name: caption_facts.tally(found, facts) for name, found in TEXTS.items()}
+    found = differences(TEXTS, tallies)
+    assert set(found) == set(known)
+    assert {name: entry["unit"] for name, entry in found.items()} == {
+        name: claim.unit for name, claim in known.items()
+    }
+
+
+def test_differences_without_facts_are_those_of_the_texts():
+    assert set(differences(TEXTS, {})) == {"dsc-longer-than-ssc", "synthetic-captions-share-habits"}

@@ -209,3 +209,13 @@ def test_a_text_is_cut_where_the_context_ends(scorer):
     assert clip_score.truncated(model, tokenizer, [of(n) for n in lengths]).tolist() == [
         False, False, True, True
     ]  # fmt: skip
+
+
+def test_kinds_of_caption_are_summarised(scorer):
+    kinds = {"full": TEXTS, "none": ["x"] * len(TEXTS), "long": ["x " * 60] * len(TEXTS)}
+    scores, summary = clip_score.by_kind(*scorer, IMAGES, kinds)
+    assert np.array_equal(scores["full"], clip_score.clip_scores(*scorer, IMAGES, TEXTS))
+    assert summary.loc["full", "CLIP score"] == pytest.approx(scores["full"].mean())
+    assert (summary["low"] <= summary["CLIP score"]).all()
+    assert (summary["CLIP score"] <= summary["high"]).all()
+    assert summary["share cut"].tolist()[1:] == [0, 1]

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, captioner, captioner_training, quality
+from dalle3lib import UserError, caption_facts, captioner, captioner_training, quality
 from dalle3lib.images import stack
+from dalle3lib.randomness import rng
 from dalle3lib.world import World
 
 torch.set_num_threads(1)
@@ -116,3 +117,18 @@ def test_pairs_kept_in_other_words(monkeypatch):
     swapped = {said[0]: "a blue circle below a red star.", said[1]: "a pink moon."}
     assert quality.rewording(Parrot(str), Words()) == {"pairs_kept": 1}
     assert quality.rewording(Parrot(swapped.get), Words()) == {"pairs_kept": round(1 / 3, 3)}
+
+
+def test_goals_by_hand():
+    facts = [r.facts for r in RECORDS]
+    right = [r.short for r in RECORDS]
+    rates = caption_facts.rates(
+        caption_facts.tally([r.descriptive for r in RECORDS], facts), rng(0, "test")
+    )
+    table = quality.goals(right, facts, rates)
+    assert table["measured"].tolist() == [1, 1, 1] and table["reached"].all()
+    assert table["goal"].tolist() == list(quality.GOALS.values())
+    wrong = quality.goals(["a thing.", *right[1:]], facts, rates)
+    assert wrong["measured"].tolist() == [pytest.approx(5 / 6), 1, 1]
+    assert wrong["reached"].tolist() == [False, True, True]
+    assert wrong["low"].iloc[0] < 5 / 6 < wrong["high"].iloc[0]
