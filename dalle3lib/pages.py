@@ -22,7 +22,8 @@ GROUPS = {
     "captions": (
         "Captions and text",
         (
-            *("captions", "captioner", "captioner_training", "fine_tuning", "caption_sets"),
+            *("captions", "caption_facts", "captioner", "captioner_training"),
+            *("fine_tuning", "caption_sets"),
             *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),
@@ -40,7 +41,8 @@ GROUPS = {
         "Runs, figures and the book",
         (
             *("paths", "config", "runs", "fingerprint", "files"),
-            *("plots", "drawings", "captioner_plots", "playground", "pages", "book"),
+            *("plots", "caption_plots", "captioner_plots", "drawings"),
+            *("playground", "pages", "book"),
         ),
     ),
     "other": ("The package and its commands", ()),

@@ -3,12 +3,10 @@
 The numbers stand in each manifest, and ``report`` measures them again from the shipped files.
 """
 
-import re
 import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +14,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dalle3lib import caption_facts, captioner_training, captions, files, paths, stats, vae
 from dalle3lib import captioner as coca
-from dalle3lib import captioner_training, captions, files, paths, vae
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, retrieval, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
+from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH
 from dalle3lib.world import Scene, World, reader, scene
 from dalle3lib.world.wording import coloured_shapes
 
+# What the captioners are meant to reach in the world, as shares.
+GOALS = {"SSC names the main subject": 0.95, "DSC recall": 0.85, "DSC precision": 0.93}
 # Which captions each captioner has learned from, as fields of a record.
 LEARNED = {"coca-base": "alt", "coca-dsc": "descriptive", "coca-ssc": "short"}
 
@@ -98,18 +99,27 @@ def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float
         return measured
     length = LENGTH["ssc" if field == "short" else "dsc"]
     own = coca.caption(model, tokenizer, images, max_len=length, progress=False)
-    subject = [main_subject(r) if field == "short" else r for r in records]
-    told = [replace(r, alt=text) for r, text in zip(subject, own, strict=True)]
-    stated = captions.coverage(told)["alt-text"]
+    facts = [caption_facts.subject_only(r.facts) if field == "short" else r.facts for r in records]
+    pairs = zip(own, facts, strict=True)
+    stated = pd.DataFrame([caption_facts.stated(text, f) for text, f in pairs]).mean()
     kinds = ("colour", "shape") if field == "short" else stated.index
     return measured | {f"states_{kind}": round(stated[kind], 3) for kind in kinds}
 
 
-def main_subject(record: Record) -> Record:
-    """The record with the facts of its main subject alone: what a short caption should state."""
-    objects = record.facts["objects"]
-    main = max(objects, key=lambda thing: thing["size"] == "large")
-    return replace(record, facts=record.facts | {"objects": [main]})
+def goals(short: list[str], facts: list[dict], descriptive: pd.DataFrame) -> pd.DataFrame:
+    """Whether the captioners reach ``GOALS``: a row each, with 95 % intervals over pictures.
+
+    ``short`` are SSC captions of pictures with ``facts``; the main subject must be named with its
+    own shape and colour. ``descriptive`` are the DSC captions' ``caption_facts.rates``.
+    """
+    named = [caption_facts.names_subject(*pair) for pair in zip(short, facts, strict=True)]
+    ends = stats.mean_interval(np.array(named, float), rng(0, "subject"))
+    row, measured = descriptive.loc["all"], [(np.mean(named), *ends)]
+    for name in ("recall", "precision"):
+        measured.append((row[name], row[f"{name} low"], row[f"{name} high"]))
+    table = pd.DataFrame(measured, index=list(GOALS), columns=["measured", "low", "high"])
+    table["goal"] = pd.Series(GOALS)
+    return table.assign(reached=table["measured"] >= table["goal"])
 
 
 @torch.no_grad()
@@ -144,14 +154,6 @@ ALARMS = {
     "identical": (0.1, "are one and the same"),
     "truncated": (0.1, "were cut before they ended"),
 }
-PHRASE_LOOP = re.compile(r"(?<!\S)(\S+(?: \S+){0,15}?)(?: \1){2,}(?!\S)")  # three in a row
-LETTER_LOOP = re.compile(r"(\D{1,8}?)\1{5,}")  # six in a row, as in hahahahahaha; 1000000 is none
-
-
-def looping(caption: str) -> bool:
-    """Whether a caption says the same word or phrase three times in a row, or stammers."""
-    words = " ".join(re.findall(r"\w+", caption.lower()))
-    return bool(PHRASE_LOOP.search(words) or LETTER_LOOP.search(caption))
 
 
 def alarms(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> list[str]:
@@ -163,7 +165,7 @@ def alarms(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> lis
     most, copies = Counter(texts).most_common(1)[0]
     symptoms = {
         "empty": [not text.strip() for text in texts],
-        "looping": [looping(text) for text in texts],
+        "looping": [captions.looping(text) for text in texts],
         "identical": [copies > 2 and text == most for text in texts],
         "truncated": [False] * len(texts) if truncated is None else list(truncated),
     }

@@ -170,3 +170,28 @@ def test_configuration_is_that_of_a_public_model(directory):
     config = json.loads((directory / "open_clip_config.json").read_text())
     assert set(config) == {"model_cfg", "preprocess_cfg"}
     assert config["model_cfg"]["text_cfg"]["vocab_size"] == len(TOKENIZER)
+
+
+def test_a_text_is_cut_where_the_context_ends(scorer):
+    model, tokenizer = scorer
+
+    def of(length):  # a text of so many tokens, with start and end
+        text = "x"
+        while (tokenizer([text], context_length=200) != 0).sum() < length:
+            text += " x"
+        return text
+
+    lengths = (2, model.context_length, model.context_length + 1, 90)
+    assert clip_score.truncated(model, tokenizer, [of(n) for n in lengths]).tolist() == [
+        False, False, True, True
+    ]  # fmt: skip
+
+
+def test_kinds_of_caption_are_summarised(scorer):
+    kinds = {"full": TEXTS, "none": ["x"] * len(TEXTS), "long": ["x " * 60] * len(TEXTS)}
+    scores, summary = clip_score.by_kind(*scorer, IMAGES, kinds)
+    assert np.array_equal(scores["full"], clip_score.clip_scores(*scorer, IMAGES, TEXTS))
+    assert summary.loc["full", "CLIP score"] == pytest.approx(scores["full"].mean())
+    assert (summary["low"] <= summary["CLIP score"]).all()
+    assert (summary["CLIP score"] <= summary["high"]).all()
+    assert summary["share cut"].tolist()[1:] == [0, 1]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tiny_coca import random_images, random_model, tiny_tokenizer
 
-from dalle3lib import UserError, captioner, captioner_training, captions, quality
+from dalle3lib import UserError, caption_facts, captioner, captioner_training, captions, quality
 from dalle3lib.images import stack
+from dalle3lib.randomness import rng
 from dalle3lib.world import World
 
 torch.set_num_threads(1)
@@ -65,14 +66,6 @@ def test_an_autoencoder_that_loses_nothing(monkeypatch):
     assert grey["read_colour-shape"] == 0 and grey["psnr_db"] < 15
 
 
-def test_the_main_subject_is_the_larger_object():
-    small, large = {"shape": "star", "size": "small"}, {"shape": "moon", "size": "large"}
-    record = replace(RECORDS[0], facts={"objects": [small, large], "word": None})
-    assert quality.main_subject(record).facts == {"objects": [large], "word": None}
-    equals = replace(RECORDS[0], facts={"objects": [small, dict(small, shape="heart")]})
-    assert quality.main_subject(equals).facts["objects"] == [small]
-
-
 @pytest.mark.parametrize("field", ["alt", "short", "descriptive"])
 def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
     """One that writes the human captions states what they state."""
@@ -95,42 +88,12 @@ def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
 GOOD = [f"a {colour} {shape}." for colour in ("red", "blue", "pink") for shape in ("star", "moon")]
 
 
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "a red red red circle",
-        "a circle, a circle, a circle",
-        "on the left of the left of the left of the",
-        "A cat and a dog and a dog And a dog.",
-        "redredredredredred",
-        "!!!!!!!!!!",
-    ],
-)
-def test_captions_that_loop(caption):
-    assert quality.looping(caption)
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "",
-        "a red circle and a red circle",
-        "a very, very large star",
-        "1000000 in the sky...",
-        "a small red star, a small red moon and a small red ring",
-        'two men, one with the word "no no" on his shirt, and one without',
-    ],
-)
-def test_captions_that_do_not_loop(caption):
-    assert not quality.looping(caption)
-
-
 def test_people_do_not_loop(benchmarks):
     records = World("dev", 300)
     texts = [text for kind in captions.by_kind(list(records)).values() for text in kind]
     photographs = json.loads((benchmarks / "coco-mini" / "captions_train2017.json").read_text())
     texts += [entry["caption"] for entry in photographs["annotations"]]
-    assert [text for text in texts if quality.looping(text)] == []
+    assert [text for text in texts if captions.looping(text)] == []
     assert quality.alarms([r.descriptive for r in records]) == []
     assert quality.alarms([r.short for r in records]) == []
 
@@ -210,3 +173,18 @@ def test_pairs_kept_in_other_words(monkeypatch):
     swapped = {said[0]: "a blue circle below a red star.", said[1]: "a pink moon."}
     assert quality.rewording(Parrot(str), Words()) == {"pairs_kept": 1}
     assert quality.rewording(Parrot(swapped.get), Words()) == {"pairs_kept": round(1 / 3, 3)}
+
+
+def test_goals_by_hand():
+    facts = [r.facts for r in RECORDS]
+    right = [r.short for r in RECORDS]
+    rates = caption_facts.rates(
+        caption_facts.tally([r.descriptive for r in RECORDS], facts), rng(0, "test")
+    )
+    table = quality.goals(right, facts, rates)
+    assert table["measured"].tolist() == [1, 1, 1] and table["reached"].all()
+    assert table["goal"].tolist() == list(quality.GOALS.values())
+    wrong = quality.goals(["a thing.", *right[1:]], facts, rates)
+    assert wrong["measured"].tolist() == [pytest.approx(5 / 6), 1, 1]
+    assert wrong["reached"].tolist() == [False, True, True]
+    assert wrong["low"].iloc[0] < 5 / 6 < wrong["high"].iloc[0]

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3lib import UserError, captioner, captioner_training
+from dalle3lib import UserError, captioner, captioner_training, stats
+from dalle3lib.randomness import rng
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
 # text feature is the state of the end token (id 1 of the world's tokenizer).
@@ -92,6 +94,16 @@ def text_features(
     return torch.cat([model.encode_text(tokenizer(p), normalize=True) for p in parts])
 
 
+def truncated(model: torch.nn.Module, tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Which texts are longer than the scorer's context, so that it sees their beginning only.
+
+    Bool [N].
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    tokens = tokenizer(list(texts), context_length=model.context_length + 1)
+    return (tokens[:, -1] != (getattr(inner, "pad_token_id", 0) or 0)).numpy()
+
+
 def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Sequence[str]):
     """The CLIP score of each image with its own text: float64 array [N], in [-100, 100].
 
@@ -101,3 +113,20 @@ def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Se
         raise UserError(f"There are {len(images)} images but {len(texts)} texts: give one each.")
     features = image_features(model, images), text_features(model, tokenizer, texts)
     return 100 * F.cosine_similarity(*features).double().cpu().numpy()
+
+
+def by_kind(
+    model: torch.nn.Module, tokenizer, images: np.ndarray, texts: dict[str, Sequence[str]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The CLIP scores of several kinds of caption of the same images [N], and their summary.
+
+    The scores have a row per image and a column per kind; the summary a row per kind with the
+    mean "CLIP score", its 95 % interval over images, and the "share cut" by the scorer's context.
+    """
+    scores = {kind: clip_scores(model, tokenizer, images, found) for kind, found in texts.items()}
+    rows = {}
+    for kind, found in texts.items():
+        low, high = stats.mean_interval(scores[kind], rng(0, kind))
+        cut = truncated(model, tokenizer, found).mean()
+        rows[kind] = {"CLIP score": scores[kind].mean(), "low": low, "high": high, "share cut": cut}
+    return pd.DataFrame(scores), pd.DataFrame(rows).T
