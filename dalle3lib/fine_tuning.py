@@ -1,30 +1,72 @@
-"""Fine-tuning a public captioner on public captions: SSC and DSC for real photographs (paper §2.1).
+"""Fine-tuning any captioner on human captions: SSC and DSC (paper §2.1).
 
-The world's captioners are made by ``foundation``; this is the same training for any CoCa of
-open_clip, such as ``coca_ViT-L-14``, on photographs that lie in a folder (``caption_sets``).
+The captioner may be a CoCa of open_clip, such as ``coca_ViT-L-14``, or the world's; the captions
+belong to photographs in a folder (``caption_sets``), or to the world. The shipped captioners are
+made by the same training in ``foundation``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, caption_sets, captioner, captioner_training, files, quality
-from dalle3lib.caption_sets import Pairs, Photographs
+import numpy as np
+
+from dalle3lib import (
+    UserError,
+    caption_sets,
+    captioner,
+    captioner_training,
+    files,
+    foundation,
+    quality,
+    recaption,
+)
+from dalle3lib.captions import by_kind
+from dalle3lib.images import stack
 
 READ_AGAIN = 200  # held-out images that the finished captioner captions, for the alarm
 
 
+def lessons(
+    kind: str, data: Path | str, split: str, size: int, count: int | None = None
+) -> tuple[Sequence[np.ndarray], list[str]]:
+    """Images uint8 [size, size, 3] and the human captions to learn from, one for one.
+
+    ``kind`` ("ssc" or "dsc") says whether short or long captions of the world are meant, where
+    ``data`` is "world" (at most 60,000 scenes); of a folder, see ``caption_sets.pairs``. ``split``
+    is "train" or "dev". At most ``count`` pairs; of an image with five captions, only one in "dev".
+    ``images[rows]`` is an array for any rows. UserError for data that is missing or cannot be read.
+    """
+    if data == "world":
+        if split == "train":
+            records = foundation.world_records("foundation", count or 8000)
+        else:
+            records = foundation.held_out(count=count or 500)
+        return stack(records), by_kind(records)[foundation.FINE_TUNING[kind]]
+    found = caption_sets.pairs(data, split, kind, every=split == "train")
+    paths, texts = found.paths[:count], found.captions[:count]
+    return caption_sets.Photographs(paths, size), texts
+
+
+def provenance(kind: str, data: Path | str) -> dict[str, Any]:
+    """What a manifest says of the captions: set, licence, revision."""
+    if data == "world":
+        return {"set": "the world's human captions", "licence": "this repository's"}
+    return caption_sets.provenance(data, kind)
+
+
 def fine_tune(
     kind: str,
-    base: Path | str,
+    base: str,
     data: Path | str,
     out: Path | str,
     *,
-    pretrained: str | None = None,
     context: int | None = None,
     steps: int,
     batch: int,
     lr: float,
     seed: int = 0,
+    examples: int | None = None,
     unseen: int = 500,
     held_out_every: int = 250,
     patience: int | None = 4,
@@ -34,13 +76,14 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Fine-tune a CoCa on the captions in ``data``; write it to ``out``; return its manifest.
 
-    ``kind`` is "ssc" or "dsc". ``base`` is a directory made by ``captioner.save``, or the name of
-    an open_clip model with the tag of its weights in ``pretrained``. ``context`` tokens make room
-    for long captions (``captioner.extend_context``); what still does not fit is cut, and the share
-    of such captions is printed first. Training has the captioning loss alone, stops when the
-    likelihood of ``unseen`` held-out images' captions has not improved for ``patience``
-    measurements, and keeps the best weights. ``options`` go to ``train_captioner``: micro-batches,
-    bfloat16, gradient checkpointing, warm-up.
+    ``kind`` is "ssc" or "dsc". ``base`` is "shipped" (the world's), a directory made by
+    ``captioner.save``, or the name of an open_clip model with the tag of its weights, such as
+    "coca_ViT-L-14:laion2b_s13b_b90k". ``context`` tokens make room for long captions
+    (``captioner.extend_context``); what still does not fit is cut, and the share of such captions
+    is printed first. Training on the first ``examples`` pairs of ``lessons`` (all) has the
+    captioning loss alone, stops when the likelihood of ``unseen`` held-out images' captions has not
+    improved for ``patience`` measurements, and keeps the best weights. ``options`` go to
+    ``train_captioner``: micro-batches, bfloat16, gradient checkpointing, warm-up.
 
     ``out`` has open_clip's ``local-dir:`` layout, with the curve (``training.csv``) and a manifest
     that names data, licence and revision. The same call again goes on where it was interrupted,
@@ -49,45 +92,53 @@ def fine_tune(
     everything is written. UserError also for data that is missing or cannot be read.
     """
     out = Path(out).expanduser()
-    options |= {"seed": seed, "steps": steps, "batch_size": batch, "lr": lr}
-    options |= {"held_out_every": held_out_every, "patience": patience}
-    start = {"base": str(base), "pretrained": pretrained, "context": context, "kind": kind}
-    source = caption_sets.provenance(data, kind)
-    _claim(out, start | options | {"unseen": unseen, "data": source})
+    settings = {"kind": kind, "base": str(base), "context": context, "examples": examples}
+    settings |= {"steps": steps, "batch": batch, "lr": lr, "seed": seed, "unseen": unseen}
+    settings |= {"held_out_every": held_out_every, "patience": patience, **options}
+    settings["data"] = provenance(kind, data)
+    _claim(out, settings)
     if not (out / "manifest.json").is_file():
         started = quality.clock()
-        learned = caption_sets.pairs(data, "train", kind)
-        held_out = Pairs(*(f[:unseen] for f in caption_sets.pairs(data, "dev", kind, every=False)))
-        model, tokenizer = captioner.load(base, pretrained)
+        model, tokenizer, _ = recaption.find_captioner("base", str(base))
+        size = model.to(device).visual.image_size[0]
+        images, captions = lessons(kind, data, "train", size, examples)
+        held_out = lessons(kind, data, "dev", size, unseen)
         if context:
             captioner.extend_context(model, max(context, model.context_length))
-        cut = report_truncation(model, tokenizer, learned.captions)
-        size = model.to(device).visual.image_size[0]
-        seen, new = (Photographs(part.paths, size) for part in (learned, held_out))
-        measured = {"nats_per_token_before": _nats(model, tokenizer, new, held_out.captions)}
+        cut = report_truncation(model, tokenizer, captions)
+        measured = {"nats_per_token_before": _nats(model, tokenizer, *held_out)}
         log = captioner_training.train_captioner(
             model,
             tokenizer,
-            seen,
-            learned.captions,
+            images,
+            captions,
+            seed=seed,
+            steps=steps,
+            batch_size=batch,
+            lr=lr,
             directory=out,
             contrastive=0.0,
             captioning=1.0,
-            held_out=(new, held_out.captions),
+            held_out=held_out,
+            held_out_every=held_out_every,
+            patience=patience,
             description=f"fine-tuning {kind.upper()}",
             **options,
         )
         captioner.save(model.eval(), tokenizer, out)
         captioner_training.write_curve(log, out)
-        measured["nats_per_token"] = _nats(model, tokenizer, new, held_out.captions)
+        measured["nats_per_token"] = _nats(model, tokenizer, *held_out)
+        written = captioner.write(
+            model, tokenizer, held_out[0][:READ_AGAIN], max_len=model.context_length, batch_size=32
+        )
         quality.write_manifest(
             out,
             started,
             seed=seed,
             steps=len(log["loss"]),
             measured={name: round(value, 4) for name, value in measured.items()},
-            data=source | {"pairs": len(learned.captions), "truncated": round(cut, 4)},
-            alarms=quality.listen(model, tokenizer, new[:READ_AGAIN], model.context_length),
+            data=settings["data"] | {"pairs": len(captions), "truncated": round(cut, 4)},
+            alarms=quality.alarms(written.texts, written.truncated),
         )
     return _finished(out, strict)
 
@@ -100,7 +151,7 @@ def report_truncation(model, tokenizer, captions: list[str]) -> float:
     return cut
 
 
-def _nats(model, tokenizer, images: Photographs, captions: list[str]) -> float:
+def _nats(model, tokenizer, images: Sequence[np.ndarray], captions: list[str]) -> float:
     return captioner_training.token_log_likelihood(model.eval(), tokenizer, images, captions, 32)
 
 

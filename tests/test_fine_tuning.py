@@ -95,7 +95,7 @@ def test_finished_work_is_returned_and_other_settings_refused(tuned, base, monke
 
     monkeypatch.setattr(captioner_training, "train_captioner", never)
     assert tune(base, folder, out) == manifest
-    with pytest.raises(UserError, match="another micro_batch, lr: choose another directory"):
+    with pytest.raises(UserError, match="another lr, micro_batch: choose another directory"):
         tune(base, folder, out, lr=1e-3, micro_batch=2)
 
 
@@ -128,9 +128,9 @@ def test_a_public_name_and_its_weights_are_a_base_too(base, benchmarks, tmp_path
     open_clip.add_model_config(tmp_path / "coca_ViT-L-14-narrow.json")
     weights = tmp_path / "weights.safetensors"
     shutil.copy(base / "open_clip_model.safetensors", weights)
-    options = {"pretrained": str(weights), "steps": 2, "batch": 3, "context": 90}
-    folder = benchmarks / "coco-mini"
-    manifest = tune("coca_ViT-L-14-narrow", folder, tmp_path / "out", **options)
+    options = {"steps": 2, "batch": 3, "context": 90}
+    folder, name = benchmarks / "coco-mini", f"coca_ViT-L-14-narrow:{weights}"
+    manifest = tune(name, folder, tmp_path / "out", **options)
     model, _ = captioner.load(tmp_path / "out")
     assert model.context_length == 90 and manifest["steps"] == 2
     assert model.visual.preprocess_cfg["mean"] == list(CLIP["mean"])  # open_clip's for CoCa
@@ -158,3 +158,15 @@ def test_long_descriptions_get_a_longer_context(base, tmp_path, capsys):
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="docci_images.tar.gz .7.6 GB"):
         tune(base, folder, tmp_path / "other", "dsc")
+
+
+def test_the_world_s_captioner_learns_from_the_world(tmp_path):
+    options = {"steps": 10, "batch": 8, "examples": 30, "unseen": 20, "held_out_every": 5}
+    for kind in ("ssc", "dsc"):
+        manifest = tune("shipped", "world", tmp_path / kind, kind, **options, micro_batch=None)
+        assert manifest["data"]["pairs"] == 30 and manifest["data"]["truncated"] == 0
+        quality = manifest["quality"]
+        assert quality["nats_per_token"] < quality["nats_per_token_before"]
+    images, texts = fine_tuning.lessons("ssc", "world", "dev", 64, 7)
+    assert len(images) == len(texts) == 7 and images.dtype == np.uint8
+    assert not set(texts) & set(fine_tuning.lessons("dsc", "world", "dev", 64, 7)[1])
