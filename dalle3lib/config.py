@@ -6,9 +6,9 @@ A notebook's cell tagged ``parameters`` declares one parameter a line::
 
 ``None`` means "the preset's value", found in ``notebooks/presets/<preset>.yaml``: the section
 named after the notebook, else the section ``common``. A preset file may begin with
-``extends: cpu``: it then changes that preset's values and keeps the rest. An unknown name, a wrong
-type, or a value set nowhere is a UserError that names the nearest valid name (papermill itself only
-warns).
+``extends: cpu``: it then changes that preset's values and keeps the rest; ``jobs: 8`` says how many
+notebooks run at a time. An unknown name, a wrong type, or a value set nowhere is a UserError that
+names the nearest valid name (papermill itself only warns).
 """
 
 import ast
@@ -161,6 +161,16 @@ def preset_file(preset: str) -> Path:
     return paths.presets_dir() / f"{preset}.yaml"
 
 
+def jobs(preset: str) -> int:
+    """Return how many notebooks of a preset run at a time: 2 unless its file says otherwise."""
+    file = preset_file(preset)
+    _sections(file)  # says what is wrong with it
+    wanted = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("jobs", 2)
+    if type(wanted) is not int or wanted < 1:
+        raise UserError(f"{file}: jobs must be a whole number of at least 1, not {wanted!r}.")
+    return wanted
+
+
 def preset_values(preset: str, notebook: str) -> dict[str, Any]:
     """Return the values a preset gives to a notebook: its own section over ``common``.
 
@@ -198,7 +208,7 @@ def _sections(file: Path, above: tuple[Path, ...] = ()) -> dict[str, dict]:
     """
     try:
         sections = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        extended = sections.pop("extends", None)
+        extended, _ = sections.pop("extends", None), sections.pop("jobs", None)
         own = {name: dict(values or {}) for name, values in sections.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -5,7 +5,7 @@ cosine schedule a(t). The network predicts the velocity v = sqrt(a) e - sqrt(1 -
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -69,16 +69,24 @@ def step_loss(
     batch: int,
     ratio: float,
     dropout: float,
-) -> Callable[[int], dict[str, Tensor]]:
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+) -> Callable[[int], dict[str, Tensor] | Iterator[dict[str, Tensor]]]:
     """The loss of one arm as a function of the step, for ``train.train``.
 
     Each sample shows its synthetic caption with probability ``ratio`` per cent and its original
     one otherwise (the blend, paper §3.1), and none at all with probability ``dropout`` (for
     guidance). ``latents`` is [N, 4, h, w]; ``original`` and ``synthetic`` are the N captions'
     states, [L, d] each. Order, noise and times depend on seed and step only: arms are paired.
+
+    All of that is drawn in memory and moved to ``device``, where the model is; so a GPU sees what a
+    processor would. With ``dtype`` bfloat16 matrices are multiplied in that precision (autocast),
+    weights stay float32. If ``micro_batch`` is smaller than ``batch``, a step gives the losses of
+    as many images at a time, made one after the other, which sum to that of the batch.
     """
 
-    def at(step: int) -> dict[str, Tensor]:
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         rows = batch_indices(seed, step, batch, len(latents)).tolist()
         use = use_synthetic(seed, step, batch, ratio)
         drop = drop_caption(seed, step, batch, dropout)
@@ -87,9 +95,28 @@ def step_loss(
         x = latents[rows]
         noise = rng(seed, "noise", step).standard_normal(x.shape, dtype="float32")
         t = torch.from_numpy(rng(seed, "timestep", step).random(batch, dtype="float32"))
-        return {"loss": loss(model, x, torch.from_numpy(noise), t, *text.pad(shown))}
+        return x, torch.from_numpy(noise), t, shown
 
-    return at
+    def of(x: Tensor, noise: Tensor, t: Tensor, shown: list[Tensor]) -> Tensor:
+        moved = (a.to(device) for a in (x, noise, t))
+        with autocast(device, dtype):
+            return loss(model, *moved, *text.pad(shown, device))
+
+    def at(step: int) -> dict[str, Tensor]:
+        return {"loss": of(*draw(step))}
+
+    def parts(step: int) -> Iterator[dict[str, Tensor]]:
+        drawn = draw(step)
+        for first in range(0, batch, micro_batch):
+            part = [values[first : first + micro_batch] for values in drawn]
+            yield {"loss": of(*part) * (len(part[0]) / batch)}
+
+    return parts if micro_batch and micro_batch < batch else at
+
+
+def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which matrices are multiplied in ``dtype``; float32 changes nothing."""
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 
 def guided(
@@ -126,7 +153,7 @@ def ddim(
     times = torch.linspace(1, 0, steps + 1)
     for step, (now, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
         a, b = alpha_bar(now), alpha_bar(after)
-        v = velocity_of(z, now.expand(len(z)))
+        v = velocity_of(z, now.expand(len(z)).to(z.device))
         x = a.sqrt() * z - (1 - a).sqrt() * v
         e = (1 - a).sqrt() * z + a.sqrt() * v
         z = b.sqrt() * x + (1 - b).sqrt() * e
