@@ -231,8 +231,8 @@ def _build_from_pairs(cfg: Parameters, path: Path, models: tuple) -> None:
     records, left_out = sum(m["records"] for m in marks), [x for m in marks for x in m["left out"]]
     if not records:
         raise UserError(
-            f"No image of {cfg.data} has both alt-text and captions in {cfg.captions_from}: were the "
-            "captions made from another source?"
+            f"No image of {cfg.data} has both alt-text and captions in {cfg.captions_from}: were "
+            "the captions made from another source?"
         )
     reasons = Counter(entry["reason"] for entry in left_out)
     told = "".join(f"; {reason} × {n:,}" for reason, n in reasons.most_common(5))

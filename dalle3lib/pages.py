@@ -31,8 +31,8 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "unet", "diffusion", "train", "arm", "sample", "decoder"),
-            *("foundation", "quality", "randomness"),
+            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "train", "arm", "sample"),
+            *("decoder", "pretrained", "plan", "foundation", "quality", "randomness"),
         ),
     ),
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),

@@ -6,6 +6,7 @@ same seed share data order, noise and timesteps (they are *paired*).
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,5 +31,11 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
     indices = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(position // n):
         here = position // n == epoch
-        indices[here] = rng(seed, "order", int(epoch)).permutation(n)[position[here] % n]
+        indices[here] = _permutation(seed, int(epoch), n)[position[here] % n]
     return indices
+
+
+@lru_cache(maxsize=2)  # of a million samples it takes longer to draw than a step on a GPU
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of ``n`` samples in an epoch."""
+    return rng(seed, "order", epoch).permutation(n)

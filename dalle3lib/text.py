@@ -164,7 +164,7 @@ def load(
     if "spiece.model" in files and "tokenizer.json" not in files and not find_spec("sentencepiece"):
         raise UserError(
             f"The tokenizer in {name} is a SentencePiece model, which needs two more libraries: "
-            "pip install sentencepiece protobuf"
+            "pip install 'dalle3lib[gpu]'"
         )
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
     return encoder.to(dtype).eval().requires_grad_(False), tokenizer
