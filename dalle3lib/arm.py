@@ -140,7 +140,7 @@ def held_out(cfg: Parameters, count: int) -> list[Record]:
     size, folder = cfg.get("size", 64), cfg.get("prompts_from", "dev")
     if folder == "dev":
         return list(open_source(cfg.data, "dev", count, size, cfg.noise))
-    records = first_of_folder(folder, count, size)
+    records = first_of_folder(paths.folder(folder), count, size)
     if cfg.prompt_captions == WRITTEN:
         return records
     rows = pairs.open_captions(cfg.prompt_captions, ["dsc"]).all()

@@ -6,6 +6,7 @@ cosine schedule a(t). The network predicts the velocity v = sqrt(a) e - sqrt(1 -
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -102,16 +103,31 @@ def step_loss(
         with autocast(device, dtype):
             return loss(model, *moved, *text.pad(shown, device))
 
+    drawn_at = draw if device == "cpu" else drawn_ahead(draw)
+
     def at(step: int) -> dict[str, Tensor]:
-        return {"loss": of(*draw(step))}
+        return {"loss": of(*drawn_at(step))}
 
     def parts(step: int) -> Iterator[dict[str, Tensor]]:
-        drawn = draw(step)
+        drawn = drawn_at(step)
         for first in range(0, batch, micro_batch):
             part = [values[first : first + micro_batch] for values in drawn]
             yield {"loss": of(*part) * (len(part[0]) / batch)}
 
     return parts if micro_batch and micro_batch < batch else at
+
+
+def drawn_ahead(draw: Callable) -> Callable:
+    """The same function of the step; a thread draws the next one while a GPU works on this one."""
+    pool, waiting = ThreadPoolExecutor(max_workers=1), {}
+
+    def at(step: int):
+        drawn = waiting.pop(step, None) or pool.submit(draw, step)
+        waiting.clear()
+        waiting[step + 1] = pool.submit(draw, step + 1)
+        return drawn.result()
+
+    return at
 
 
 def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:

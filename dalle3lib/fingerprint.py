@@ -97,7 +97,7 @@ def inputs_fingerprint(data: str, uses: Sequence[dict] = (), values: dict | None
         images = sorted(path for path in Path(data).rglob("*") if path.is_file())
         seen += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in images]
     named = {v for v in (values or {}).values() if isinstance(v, str) and v != data}
-    manifests = [Path(v).expanduser() / "manifest.json" for v in sorted(named)]
+    manifests = [paths.folder(v) / "manifest.json" for v in sorted(named)]
     seen += [[str(path), sha256(path)] for path in manifests if path.is_file()]
     return digest([seen, list(uses)])
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, files, pairs, pretrained, recaption, text, vae
+from dalle3lib import UserError, files, pairs, paths, pretrained, recaption, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.fingerprint import inputs_fingerprint, module_closure
 from dalle3lib.images import Record, open_source, stack, to_tensor
@@ -72,7 +72,7 @@ def cache_path(cfg: Parameters) -> Path:
 
 def _identity(name: str) -> list:
     """What tells one directory from another: names, sizes and times of its files; or the name."""
-    found = sorted(p for p in Path(name).expanduser().glob("*") if p.is_file())
+    found = sorted(p for p in paths.folder(name).glob("*") if p.is_file())
     stats = [path.stat() for path in found]
     return [[p.name, s.st_size, s.st_mtime_ns] for p, s in zip(found, stats, strict=True)] or [name]
 
@@ -134,6 +134,7 @@ def build(cfg: Parameters) -> Path:
 def _models(cfg: Parameters) -> tuple:
     """Autoencoder, text encoder and its tokenizer, on the device."""
     device, names = pretrained.device(cfg), pretrained.chosen(cfg)
+    pretrained.require(pretrained.public(cfg))
     autoencoder = vae.load(pretrained.directory("vae", names["vae"])).to(device)
     precision = pretrained.dtype(cfg)
     encoder, tokenizer = text.load(pretrained.directory("t5", names["t5"]), precision)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dalle3lib import UserError, files, sources
+from dalle3lib import UserError, files, paths, sources
 from dalle3lib.captioning import PHOTOGRAPHS, image_sha256, pixels
 from dalle3lib.images import Limits, Record
 from dalle3lib.shards import KINDS
@@ -45,7 +45,7 @@ class Captions:
 
 def open_captions(directory: str, kinds: Sequence[str] = KINDS) -> Captions:
     """The finished captions in a folder; UserError if it has none, or lacks one of ``kinds``."""
-    path = Path(directory).expanduser().absolute()
+    path = paths.folder(directory)
     make = f"python -m dalle3lib recaption DATA {directory} --kind both"
     if not path.is_dir():
         raise UserError(f"There is no folder of captions {directory}: make it with `{make}`.")

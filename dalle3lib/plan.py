@@ -6,7 +6,6 @@ is reached. Both are arguments, because nobody knows them for a machine that has
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import open_clip
 import torch
@@ -14,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
-from dalle3lib import UserError, config, latents, pretrained, text, unet, vae
+from dalle3lib import UserError, config, latents, paths, pretrained, text, unet, vae
 from dalle3lib.config import Parameters
 from dalle3lib.images import open_source
 from dalle3lib.recaption import LENGTH
@@ -198,8 +197,8 @@ def folders(cfg: Parameters) -> list[str]:
     lines = []
     for name, unless in named.items():
         folder = cfg.get(name, unless)
-        if folder != unless and not Path(folder).expanduser().is_dir():
-            lines.append(f"{name}: there is no folder {folder}")
+        if folder != unless and not paths.folder(folder).is_dir():
+            lines.append(f"{name}: there is no folder {paths.folder(folder)}")
     if cfg.get("captions_from", latents.WRITTEN) != latents.WRITTEN and cfg.data == "world":
         lines.append("data: give the folder of tars with --data (make book … DATA=folder)")
     return lines

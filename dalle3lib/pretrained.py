@@ -106,8 +106,8 @@ def directory(role: str, name: str) -> Path:
     """
     if name == "world":
         return paths.foundation(role)
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser().absolute()
+    if paths.folder(name).is_dir():
+        return paths.folder(name)
     model = find(role, name)
     try:
         found = huggingface_hub.snapshot_download(
@@ -142,7 +142,7 @@ def chosen(cfg: Parameters) -> dict[str, str]:
 def public(cfg: Parameters) -> list[Model]:
     """The public models that a notebook's parameters name; UserError for an unknown name."""
     named = [(r, name) for r, name in chosen(cfg).items() if name != "world"]
-    return [find(r, name) for r, name in named if not Path(name).expanduser().is_dir()]
+    return [find(r, name) for r, name in named if not paths.folder(name).is_dir()]
 
 
 def require(models: Iterable[Model]) -> None:

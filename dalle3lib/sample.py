@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from dalle3lib import diffusion, text
+from dalle3lib import UserError, diffusion, text
 from dalle3lib.images import to_uint8
 from dalle3lib.randomness import rng
 from dalle3lib.vae import at_once
@@ -39,6 +39,12 @@ def sample(
     ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``, on the device where
     the U-Net is. With ``dtype`` bfloat16 the U-Net multiplies matrices in that precision.
     """
+    wanted, given = unet.config.cross_attention_dim, states[0].shape[1]
+    if wanted != given:
+        raise UserError(
+            f"This network reads text states of width {wanted}, and the text encoder makes them "
+            f"{given} wide: choose the t5 that it was trained with."
+        )
     unet.eval()
     device = unet.device
     size = unet.config.sample_size
