@@ -7,7 +7,7 @@ noise, and differ in nothing but the captions they train on.
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,8 @@ from dalle3lib import (
 )
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score
-from dalle3lib.images import Record, first_of_folder, open_source
-from dalle3lib.latents import WRITTEN, Cache
+from dalle3lib.images import Record
+from dalle3lib.latents import Cache
 from dalle3lib.randomness import rng
 from dalle3lib.recaption import KINDS, synthetic_captions
 from dalle3lib.sample import sample
@@ -127,29 +127,7 @@ def prompts(records: list[Record]) -> dict[str, list[str]]:
 
 def evaluation_records(cfg: Parameters) -> list[Record]:
     """The held-out records whose captions are the prompts: the first ``cfg.prompts``."""
-    return held_out(cfg, cfg.prompts)
-
-
-def held_out(cfg: Parameters, count: int) -> list[Record]:
-    """The first ``count`` records that no arm trains on (fewer if there are no more).
-
-    They are the dev split of the data, or, where ``cfg.prompts_from`` names a folder, its images.
-    Their descriptive captions are then those in ``cfg.prompt_captions`` if it names a folder made
-    by ``recaption``. Raises UserError for an image that has none there.
-    """
-    size, folder = cfg.get("size", 64), cfg.get("prompts_from", "dev")
-    if folder == "dev":
-        return list(open_source(cfg.data, "dev", count, size, cfg.noise))
-    records = first_of_folder(paths.folder(folder), count, size)
-    if cfg.prompt_captions == WRITTEN:
-        return records
-    rows = pairs.open_captions(cfg.prompt_captions, ["dsc"]).all()
-    if lacking := [r.key for r in records if not (rows.get(r.key, {}).get("dsc") or "").strip()]:
-        raise UserError(
-            f"{len(lacking)} of {len(records)} images of {folder} have no descriptive caption in "
-            f"{cfg.prompt_captions} ({', '.join(lacking[:3])}, …): caption that folder again."
-        )
-    return [replace(r, descriptive=rows[r.key]["dsc"]) for r in records]
+    return pairs.held_out(cfg, cfg.prompts)
 
 
 @dataclass(frozen=True)
@@ -168,10 +146,7 @@ class Studio:
     dtype: torch.dtype = torch.float32
 
 
-SHIPPED = Parameters("", "", {})  # names no models: the world's, on the processor
-
-
-def studio(records: list[Record], cfg: Parameters = SHIPPED) -> Studio:
+def studio(records: list[Record], cfg: Parameters = pretrained.SHIPPED) -> Studio:
     """Load the models that ``cfg`` names and encode the two sets of prompts of the records."""
     device, dtype = pretrained.device(cfg), pretrained.dtype(cfg)
     where = {role: pretrained.directory(role, n) for role, n in pretrained.chosen(cfg).items()}
@@ -210,7 +185,7 @@ def choose_guidance(cfg: Parameters, model: UNet2DConditionModel) -> pd.Series:
     The prompts are the ``cfg.tuning`` held-out records that follow those the arm is evaluated on
     (fewer images than that overlap). The scale to use is the series' ``idxmax()``.
     """
-    on = studio(held_out(cfg, cfg.prompts + cfg.tuning)[-cfg.tuning :], cfg)
+    on = studio(pairs.held_out(cfg, cfg.prompts + cfg.tuning)[-cfg.tuning :], cfg)
     options = {"seed": cfg.seed, "steps": cfg.sampling_steps}
     means = {g: score(model, on, guidance=g, **options)[0].score.mean() for g in cfg.guidances}
     return pd.Series(means, name="CLIP score").rename_axis("guidance")
@@ -295,6 +270,7 @@ def outcome(cfg: Parameters, name: str, run: Path | None) -> Outcome:
         return Outcome(scores, pictures, about)
     shipped, seed = name.rsplit("-", 1)
     model, guidance = load(shipped)
+    model.to(pretrained.device(cfg))
     on, steps = studio(evaluation_records(cfg), cfg), cfg.sampling_steps
     scores, pictures = score(model, on, seed=int(seed), steps=steps, guidance=guidance)
     manifest = quality.manifest(f"unet-{shipped}")

@@ -49,7 +49,7 @@ def predict(model: UNet2DConditionModel, z: Tensor, t: Tensor, states: Tensor, m
 
     ``states`` [B, L, d] and ``mask`` [B, L] come from ``text.pad``.
     """
-    return model(z, 1000 * t, states, encoder_attention_mask=mask).sample
+    return model(z, 1000 * t, states, encoder_attention_mask=mask).sample.float()
 
 
 def loss(

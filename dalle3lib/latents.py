@@ -25,12 +25,12 @@ from dalle3lib import UserError, files, pairs, paths, pretrained, recaption, tex
 from dalle3lib.config import Parameters
 from dalle3lib.fingerprint import inputs_fingerprint, module_closure
 from dalle3lib.images import Record, open_source, stack, to_tensor
+from dalle3lib.pairs import WRITTEN
 from dalle3lib.recaption import KINDS, synthetic_captions
 from dalle3lib.stored import StoredLatents, StoredStates
 
 SHARD = 2000  # records
 MEMORY = 16 * 2**30  # bytes: a larger cache is read from disk
-WRITTEN = "written"  # the captions are the committed ones, or written now by the shipped captioners
 
 
 @dataclass(frozen=True)

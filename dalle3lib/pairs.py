@@ -7,7 +7,7 @@ key. What lacks one of the two is left out, counted and listed.
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 
 from dalle3lib import UserError, files, paths, sources
 from dalle3lib.captioning import PHOTOGRAPHS, image_sha256, pixels
-from dalle3lib.images import Limits, Record
+from dalle3lib.config import Parameters
+from dalle3lib.images import Limits, Record, first_of_folder, open_source
 from dalle3lib.shards import KINDS
 from dalle3lib.tars import Item
 
+WRITTEN = "written"  # the captions are the committed ones, or written now by the shipped captioners
 AT_ONCE = 256  # images that are decoded side by side
 
 
@@ -117,3 +119,25 @@ def first(data: str, captions: Captions, count: int, size: int) -> list[tuple[Re
             "captions made from another source?"
         )
     return found
+
+
+def held_out(cfg: Parameters, count: int) -> list[Record]:
+    """The first ``count`` records that no arm trains on (fewer if there are no more).
+
+    They are the dev split of the data, or, where ``cfg.prompts_from`` names a folder, its images.
+    Their descriptive captions are then those in ``cfg.prompt_captions`` if it names a folder made
+    by ``recaption``. Raises UserError for an image that has none there.
+    """
+    size, folder = cfg.get("size", 64), cfg.get("prompts_from", "dev")
+    if folder == "dev":
+        return list(open_source(cfg.data, "dev", count, size, cfg.noise))
+    records = first_of_folder(paths.folder(folder), count, size)
+    if cfg.prompt_captions == WRITTEN:
+        return records
+    rows = open_captions(cfg.prompt_captions, ["dsc"]).all()
+    if lacking := [r.key for r in records if not (rows.get(r.key, {}).get("dsc") or "").strip()]:
+        raise UserError(
+            f"{len(lacking)} of {len(records)} images of {folder} have no descriptive caption in "
+            f"{cfg.prompt_captions} ({', '.join(lacking[:3])}, …): caption that folder again."
+        )
+    return [replace(r, descriptive=rows[r.key]["dsc"]) for r in records]

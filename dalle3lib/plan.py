@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
-from dalle3lib import UserError, config, latents, paths, pretrained, text, unet, vae
+from dalle3lib import UserError, config, latents, pairs, paths, pretrained, text, unet, vae
 from dalle3lib.config import Parameters
 from dalle3lib.images import open_source
 from dalle3lib.recaption import LENGTH
@@ -148,7 +148,7 @@ def work(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
             pictures * one,
         ),
     ]
-    if cfg.captions_from != latents.WRITTEN:
+    if cfg.captions_from != pairs.WRITTEN:
         lengths = [LENGTH["ssc"], 76]
         both = sum(map(coca_flops, lengths))
         stages.insert(
@@ -190,16 +190,16 @@ def disk(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
 def folders(cfg: Parameters) -> list[str]:
     """The folders that a preset names and that are not there, as lines of text."""
     named = {
-        "captions_from": latents.WRITTEN,
+        "captions_from": pairs.WRITTEN,
         "prompts_from": "dev",
-        "prompt_captions": latents.WRITTEN,
+        "prompt_captions": pairs.WRITTEN,
     }
     lines = []
     for name, unless in named.items():
         folder = cfg.get(name, unless)
         if folder != unless and not paths.folder(folder).is_dir():
             lines.append(f"{name}: there is no folder {paths.folder(folder)}")
-    if cfg.get("captions_from", latents.WRITTEN) != latents.WRITTEN and cfg.data == "world":
+    if cfg.get("captions_from", pairs.WRITTEN) != pairs.WRITTEN and cfg.data == "world":
         lines.append("data: give the folder of tars with --data (make book … DATA=folder)")
     return lines
 
@@ -229,7 +229,7 @@ def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None
     lines.append(
         f"  together {total:,.1f} GPU-hours at {share:.0%} of {peak:,.0f} TFLOP/s (assumed)"
     )
-    if cfg.captions_from != latents.WRITTEN:
+    if cfg.captions_from != pairs.WRITTEN:
         lines += ["", "Data that you bring", *(f"  {line}" for line in DATA.split("\n"))]
         coca = next(model for model in pretrained.MODELS if model.role == "coca")
         lines.append(f"the captioner to fine-tune (chapter 02): {coca}")

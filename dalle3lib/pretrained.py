@@ -17,6 +17,7 @@ from dalle3lib import UserError, config, paths
 from dalle3lib.config import Parameters
 
 ROLES = ("vae", "t5", "clip")  # the parameters that name a model
+SHIPPED = Parameters("", "", {})  # names no model: the world's, on the processor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -218,3 +218,32 @@ def test_captions_and_sizes_name_the_cache(web, cfg):
 def test_bytes_by_hand():
     tokens = {"original": 10.0, "ssc": 10.0, "dsc": 60.0}
     assert latents.bytes_of(1000, tokens, 1024, 32) == 1000 * (2 * 4096 + 80 * 1024 * 2)
+
+
+# ---- images for evaluation only ------------------------------------------------------------------
+
+
+def test_held_out_images_from_a_folder_with_captions_of_their_own(web):
+    (web / "coco").mkdir()
+    for i in range(4):
+        (web / "coco" / f"{i}.jpg").write_bytes(jpeg(web, i))
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)],
+        "annotations": [{"id": i, "image_id": i, "caption": f"human {i}"} for i in range(4)],
+    }
+    (web / "coco" / "captions.json").write_text(json.dumps(content))
+    cfg = parameters(web, prompts_from=str(web / "coco"), prompt_captions="written")
+    assert {r.alt for r in pairs.held_out(cfg, 10)} == {f"human {i}" for i in range(4)}
+    assert all(r.descriptive is None for r in pairs.held_out(cfg, 2))
+    parts = sources.list_shards(str(web / "coco"))
+    rows = [{"key": i.key, "dsc": f"long {i.key}", "alt": i.alt} for i in parts[0].read()]
+    out = web / "coco-captions"
+    settings = {"captioners": {"dsc": "b"}, "shard size": 1000}
+    shards.claim(out, settings)
+    shards.finish(out, settings, [shards.write(out, parts[0], rows, [])])
+    told = parameters(web, prompts_from=str(web / "coco"), prompt_captions=str(out))
+    for record in pairs.held_out(told, 3):
+        assert record.descriptive == f"long {record.key}" and record.image.shape == (64, 64, 3)
+    shards.finish(out, settings, [shards.write(out, parts[0], rows[1:], [])])
+    with pytest.raises(UserError, match="1 of 4 images of .* have no descriptive caption"):
+        pairs.held_out(told, 10)
