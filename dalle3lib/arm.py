@@ -95,7 +95,7 @@ def train_arm(
         dropout=cfg.dropout,
         device=device,
         dtype=pretrained.dtype(cfg),
-        micro_batch=cfg.get("micro_batch", cfg.batch),
+        micro_batch=cfg.get("micro_batch", None),
     )
     log = train(
         model,

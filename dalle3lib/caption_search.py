@@ -235,8 +235,16 @@ def generate_uncached(model: open_clip.CoCa, images: Tensor, **options) -> LongT
     return generate(model, images, make_reader=WholeModel, **options)
 
 
+def log_probability(model: open_clip.CoCa, images: Tensor, tokens: LongTensor, **given) -> Tensor:
+    """Log-probability of captions given their images, in nats: float32 [B].
+
+    The sum of ``token_log_probabilities``, to which everything is given.
+    """
+    return token_log_probabilities(model, images, tokens, **given).sum(dim=1)
+
+
 @torch.no_grad()
-def log_probability(
+def token_log_probabilities(
     model: open_clip.CoCa,
     images: Tensor,
     tokens: LongTensor,
@@ -244,19 +252,20 @@ def log_probability(
     prompt_length: int = 1,
     end_id: int | None = None,
 ) -> Tensor:
-    """Log-probability of captions given their images, in nats: float32 [B].
+    """Log-probability of each token given the image and the ones before it: float32 [B, L - 1].
 
-    ``tokens`` are int64 [B, L] as ``generate`` returns them. Summed are all tokens after the first
-    ``prompt_length`` up to and with the end token (default: the model's own). The whole caption
-    passes through the model at once, except with a text encoder that looks both ways: there each
-    token is given its probability before the later ones are known, as when it was written.
+    ``images`` are float [B, 3, H, W], ``tokens`` int64 [B, L] as ``generate`` returns them; token
+    t is entry t - 1. Counted are all tokens after the first ``prompt_length`` up to and with the
+    end token (default: the model's own); the others are 0. The whole caption passes through the
+    model at once, except with a text encoder that looks both ways: there each token is given its
+    probability before the later ones are known, as when it was written.
     """
     _, end_id = _checked(model, images, tokens.shape[1], tokens, None, end_id)
     places = torch.arange(tokens.shape[1], device=tokens.device)
     ends = (tokens == end_id) & (places >= prompt_length - 1)
     counted = (ends.cumsum(dim=1) - ends.long() == 0) & (places >= prompt_length)
     used = max(2, int((counted * (places + 1)).max()))  # what comes later changes nothing
-    tokens, counted = tokens[:, :used], counted[:, :used]
+    pads, tokens, counted = tokens.shape[1] - used, tokens[:, :used], counted[:, :used]
     if is_causal(model):
         logits = all_logits(model, encode_images(model, images), tokens[:, :-1])
     else:
@@ -264,7 +273,7 @@ def log_probability(
         logits = [read(tokens[:, :length]) for length in range(1, tokens.shape[1])]
         logits = torch.stack(logits, dim=1)
     log_p = -F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
-    return log_p.masked_fill(~counted[:, 1:], 0).sum(dim=1)
+    return F.pad(log_p.masked_fill(~counted[:, 1:], 0), (0, pads))
 
 
 # ---- what is asked for ---------------------------------------------------------------------------

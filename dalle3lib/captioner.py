@@ -30,7 +30,12 @@ from torch import LongTensor, Tensor, nn
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError
-from dalle3lib.caption_search import generate, generate_uncached, log_probability
+from dalle3lib.caption_search import (
+    generate,
+    generate_uncached,
+    log_probability,
+    token_log_probabilities,
+)
 from dalle3lib.images import to_tensor
 
 __all__ = [
@@ -48,6 +53,7 @@ __all__ = [
     "pixels",
     "save",
     "to_bfloat16",
+    "token_log_probabilities",
     "write",
 ]
 

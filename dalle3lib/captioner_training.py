@@ -5,17 +5,20 @@ alone. The network and its captions are in ``captioner``.
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
 from torch import LongTensor, Tensor
 from torch.nn import functional as F
 
+from dalle3lib import UserError, files, parallel
 from dalle3lib.captioner import encode, pixels
 from dalle3lib.randomness import batch_indices
-from dalle3lib.train import train
+from dalle3lib.train import Part, train
 
 
 def loss(
@@ -35,7 +38,7 @@ def loss(
     text_feature, text_tokens = model.text(tokens)
     logits = model.text_decoder(image_tokens, text_tokens[:, : used - 1])
     caption_loss = F.cross_entropy(
-        logits.flatten(0, 1), tokens[:, 1:used].flatten(), ignore_index=model.pad_id
+        logits.flatten(0, 1).float(), tokens[:, 1:used].flatten(), ignore_index=model.pad_id
     )
     contrast = torch.zeros_like(caption_loss)
     if contrastive:
@@ -65,23 +68,92 @@ def train_captioner(
     directory: Path | str,
     contrastive: float,
     captioning: float,
+    held_out: tuple[np.ndarray, list[str]] | None = None,
+    micro_batch: int | None = None,
+    bfloat16: bool = False,
+    grad_checkpointing: bool = False,
     **options,
 ) -> dict[str, list[float]]:
-    """Trains ``model`` in place on images uint8 [N, H, W, 3] and their captions.
+    """Trains ``model`` in place on images uint8 [N, H, W, 3] and their captions, on its device.
 
-    Returns the log: for each entry of ``loss`` one value per step.
+    Returns the log: for each entry of ``loss`` one value per step. ``images`` is an array, or
+    whatever gives one for ``images[rows]``, such as ``caption_sets.Photographs``.
 
     The base model is trained with both losses, the SSC and DSC fine-tunes with the captioning loss
-    alone (``contrastive=0``, open_clip's recipe for COCO). ``options`` go to ``train.train``, which
-    resumes bit-exactly from ``directory``.
+    alone (``contrastive=0``, open_clip's recipe for COCO). ``held_out`` are images and captions
+    that are not learned from: their nats per token are measured as training goes on, and can stop
+    it (``held_out_every``, ``patience``). ``options`` go to ``train.train``, which resumes
+    bit-exactly from ``directory``.
+
+    Three ways to need less memory: ``micro_batch`` images at a time, with the gradient of the
+    whole batch (captioning loss only: the contrastive loss compares all images of a batch at
+    once); activations in bfloat16 (weights, optimizer and loss stay float32); and activations
+    computed again on the way back instead of kept (``grad_checkpointing``, about a third slower).
     """
     tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
+    parts = parallel.micro_batches(batch_size, micro_batch)
+    if contrastive and len(parts) > 1:
+        raise UserError(
+            f"The contrastive loss compares all {batch_size} images of a batch, so a batch cannot "
+            f"be split into {len(parts)} parts: leave micro_batch out and train in one process, or "
+            "set contrastive to 0."
+        )
 
-    def batch_loss(step: int) -> dict[str, Tensor]:
+    def part_loss(rows: np.ndarray, terms: int) -> dict[str, Tensor]:
+        part = tokens[rows]
+        with torch.autocast(part.device.type, torch.bfloat16, enabled=bfloat16):
+            values = loss(model, pixels(model, images[rows]), part, contrastive, captioning)
+        weight = caption_terms(part, model.pad_id) / terms  # 1 if this is the whole batch
+        return {name: weight * value for name, value in values.items()}
+
+    def batch_loss(step: int) -> list[Part]:
         rows = batch_indices(seed, step, batch_size, len(tokens))
-        return loss(model, pixels(model, images[rows]), tokens[rows], contrastive, captioning)
+        terms = caption_terms(tokens[rows], model.pad_id)
+        return [partial(part_loss, rows[part], terms) for part in parts]
 
-    return train(model, batch_loss, steps=steps, lr=lr, directory=directory, **options)
+    if held_out:
+        options["held_out"] = partial(
+            token_log_likelihood, model, tokenizer, *held_out, batch_size=micro_batch or 128
+        )
+    model.set_grad_checkpointing(grad_checkpointing)
+    log = train(model, batch_loss, steps=steps, lr=lr, directory=Path(directory), **options)
+    model.set_grad_checkpointing(False)
+    return log
+
+
+def caption_terms(tokens: LongTensor, pad_id: int) -> int:
+    """Over how many tokens the captioning loss of captions [B, L] is the mean."""
+    return int((tokens[:, 1:] != pad_id).sum())
+
+
+def truncated_share(tokenizer, captions: list[str], length: int, pad_id: int = 0) -> float:
+    """The share of captions that do not fit into ``length`` tokens, start and end included."""
+    cut = 0
+    for first in range(0, len(captions), 1000):
+        tokens = encode(tokenizer, captions[first : first + 1000], length + 1)
+        cut += int((tokens[:, length] != pad_id).sum())
+    return cut / len(captions)
+
+
+def curve(log: dict[str, list[float]], window: int = 20) -> pd.DataFrame:
+    """What a training's log shows, to draw or to keep: one row for every ``window`` steps.
+
+    Columns: ``step`` (the last of the window, counted from 1), ``captioning`` and ``contrastive``
+    (means over the window, nats), ``held_out`` (nats per caption token after that step, NaN where
+    it was not measured). Measurements between the ends of windows have rows of their own.
+    """
+    losses = pd.DataFrame({name: log[name] for name in ("captioning", "contrastive")})
+    step = pd.Series(range(len(losses)), name="step") // window * window + window
+    means = losses.groupby(step.clip(upper=len(losses))).mean().reset_index()
+    measured = {"step": log.get("held_out_step", []), "held_out": log.get("held_out", [])}
+    table = means.merge(pd.DataFrame(measured, dtype=float), on="step", how="outer")
+    return table.astype({"step": int}).round(4)
+
+
+def write_curve(log: dict[str, list[float]], directory: Path) -> None:
+    """Write ``curve(log)`` as ``training.csv`` into a directory."""
+    table = curve(log).to_csv(index=False, lineterminator="\n")
+    files.write_atomic(directory / "training.csv", table.encode())
 
 
 @torch.no_grad()
@@ -97,7 +169,7 @@ def token_log_likelihood(
     total, count = 0.0, 0
     for first in range(0, len(tokens), batch_size):
         rows = slice(first, first + batch_size)
-        terms = int((tokens[rows, 1:] != model.pad_id).sum())
+        terms = caption_terms(tokens[rows], model.pad_id)
         batch = loss(model, pixels(model, images[rows]), tokens[rows], contrastive=0, captioning=1)
         total, count = total + float(batch["captioning"]) * terms, count + terms
     return total / count

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from dalle3lib import UserError
+from dalle3lib import UserError, stats
 from dalle3lib.images import Record
 from dalle3lib.randomness import rng
 
@@ -49,6 +49,16 @@ def drop_caption(seed: int, step: int, batch: int, rate: float) -> np.ndarray:
 
 # --- what captions are like ----------------------------------------------------------------------
 
+PHRASE_LOOP = re.compile(r"(?<!\S)(\S+(?: \S+){0,15}?)(?: \1){2,}(?!\S)")  # three in a row
+LETTER_LOOP = re.compile(r"(\D{1,8}?)\1{5,}")  # six in a row, as in hahahahahaha; 1000000 is none
+
+
+def looping(caption: str) -> bool:
+    """Whether a caption says the same word or phrase three times in a row, or stammers."""
+    words = " ".join(re.findall(r"\w+", caption.lower()))
+    return bool(PHRASE_LOOP.search(words) or LETTER_LOOP.search(caption))
+
+
 # Paper §3.1: a captioner has "modal behaviours" (letter case, final full stop, length, leading
 # article) that a model trained on its captions alone would take for the language itself. The same
 # habits counted on real data: the 10,000 example triplets released with CapsFusion (Yu et al.
@@ -80,8 +90,9 @@ def statistics(captions: Sequence[str]) -> dict[str, float]:
     ``words_*`` count what stands between spaces (mean, median, 95th percentile). ``vocabulary``
     is the number of different words, without case and punctuation; it grows with ``count``. The
     rest are fractions of captions: first word a, an or the; last character a full stop; first
-    character an upper-case letter; some digit; ``repeated``: the same text occurs again. Raises
-    UserError for an empty list or an empty caption.
+    character an upper-case letter; some digit; ``repeated``: the same text occurs again;
+    ``loops``: the captioner was caught in a circle (``looping``). Raises UserError for an empty
+    list or an empty caption.
     """
     if not captions:
         raise UserError("there are no captions to count: give at least one.")
@@ -105,6 +116,7 @@ def statistics(captions: Sequence[str]) -> dict[str, float]:
         "has_digit": share(any(c.isdigit() for c in t) for t in texts),
         "vocabulary": len({word for t in texts for word in re.findall(r"\w+", t.lower())}),
         "repeated": share(copies[t] > 1 for t in texts),
+        "loops": share(looping(t) for t in texts),
     }
 
 
@@ -124,7 +136,10 @@ def by_kind(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of statistics as text for reading: habits as rows, shares in percent."""
+    """A table of statistics as text for reading: habits as rows, shares in percent.
+
+    ``truncated``, the share of captions cut at the greatest length, is shown if it is there.
+    """
     columns = {
         "count": ("captions", "{:,.0f}"),
         "words_mean": ("words, mean", "{:.1f}"),
@@ -136,10 +151,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         "has_digit": ("hold a digit", "{:.1%}"),
         "vocabulary": ("different words", "{:,.0f}"),
         "repeated": ("occur more than once", "{:.1%}"),
+        "loops": ("run in circles", "{:.1%}"),
+        "truncated": ("cut at the greatest length", "{:.1%}"),
     }
     rows = {
         label: ["–" if np.isnan(v) else form.format(v) for v in table[name]]
         for name, (label, form) in columns.items()
+        if name in table
     }
     return pd.DataFrame(rows, index=table.index).T
 
@@ -149,95 +167,35 @@ def share(conditions: Iterable[bool]) -> float:
     return float(np.mean(list(conditions)))
 
 
-# --- what captions say, where the facts are known ------------------------------------------------
-
-# Words that tell where an object is, by the direction in which they do.
-ACROSS = ("left", "right", "side by side")
-UPRIGHT = ("top", "bottom", "above", "below", "one above the other")
-FILE_NAME = re.compile(r"\.(?:jpe?g|png|gif|webp)$", re.IGNORECASE)
-PLACE_WORDS = dict.fromkeys(("left", "right"), ACROSS) | dict.fromkeys(("top", "bottom"), UPRIGHT)
+# --- for the ledger ------------------------------------------------------------------------------
 
 
-def names(text: str, value: str) -> bool:
-    """Whether a text has a value as a word (or its plural); quoted words do not count."""
-    plain = re.sub(r'"[^"]*"', " ", text.lower()).replace("_", " ")  # file names are words too
-    return re.search(rf"\b{re.escape(value)}(e?s)?\b", plain) is not None
+def differences(
+    texts: dict[str, Sequence[str]], tallies: dict[str, pd.DataFrame]
+) -> dict[str, dict]:
+    """What the ledger claims of DSC, SSC, base captioner and alt-text: an entry per claim.
 
-
-def stated(text: str, facts: dict) -> dict[str, float]:
-    """Which share of a picture's facts a text states, by attribute: 0 to 1.
-
-    ``facts`` has "background", "objects" (each with attributes) and "word" (printed in the
-    picture, or None). An attribute of several objects counts the objects whose value is named; a
-    place also counts where a relation gives it ("to the left of"); a printed word must be quoted.
+    ``texts`` are the captions of the same pictures by these names, ``tallies`` what they state
+    (``caption_facts.tally``), empty where no facts are known. Effects are paired by picture, with
+    95 % intervals over pictures; one fine-tuning of each kind is one seed.
     """
-    found = {"background": float(names(text, facts["background"]))}
-    if facts["word"]:
-        found["printed word"] = float(f'"{facts["word"]}"' in text.lower())
-    for attribute in facts["objects"][0]:
-        values = [thing[attribute] for thing in facts["objects"]]
-        if attribute == "place":
-            words = [[w for p in v.split() for w in PLACE_WORDS.get(p, (p,))] for v in values]
-        else:
-            words = [[value] for value in values]
-        found[attribute] = share(any(names(text, w) for w in options) for options in words)
-    return found
-
-
-def facts_named(text: str, facts: dict) -> float:
-    """How many of a picture's facts a text states (see ``stated``), out of ``facts_in``."""
-    things = facts["objects"]
-    return sum(v * (len(things) if k in things[0] else 1) for k, v in stated(text, facts).items())
-
-
-def facts_in(facts: dict) -> int:
-    """How many facts a picture holds: attributes of objects, the background, a printed word."""
-    return sum(len(thing) for thing in facts["objects"]) + 1 + bool(facts["word"])
-
-
-def wrong(text: str, facts: dict, vocabulary: set[str]) -> list[str]:
-    """The values of the vocabulary that a text names although nothing in the picture has them."""
-    true = {v for thing in facts["objects"] for v in thing.values()} | {facts["background"]}
-    return sorted(value for value in vocabulary - true if names(text, value))
-
-
-def vocabulary(records: Iterable[Record]) -> set[str]:
-    """All values of object attributes (places apart) and backgrounds in the facts of records."""
-    found = set()
-    for facts in (record.facts for record in records):
-        found.add(facts["background"])
-        found |= {v for thing in facts["objects"] for a, v in thing.items() if a != "place"}
-    return found
-
-
-def coverage(records: Sequence[Record]) -> pd.DataFrame:
-    """The mean share of facts that captions state: attributes as rows, caption kinds as columns.
-
-    Raises UserError if a record has no facts.
-    """
-    if not all(record.facts for record in records):
-        raise UserError("what captions state can only be counted where records hold facts.")
-    table = {}
-    for kind, texts in by_kind(records).items():
-        found = [stated(text, r.facts) for text, r in zip(texts, records, strict=True)]
-        table[kind] = pd.DataFrame(found).mean()
-    return pd.DataFrame(table)
-
-
-def faults(records: Sequence[Record]) -> pd.DataFrame:
-    """What is wrong with the alt-text of each record: one row per record.
-
-    Columns: ``alt-text``; ``is a file name``; and, if all records hold facts, ``facts stated``
-    (share of the picture's facts, 0 to 1), ``says nothing`` (names no value of any attribute,
-    true or wrong) and ``names what is not there``.
-    """
-    table = pd.DataFrame({"alt-text": [record.alt for record in records]})
-    table["is a file name"] = table["alt-text"].str.contains(FILE_NAME)
-    if all(record.facts for record in records):
-        values = vocabulary(records)
-        false = [bool(wrong(r.alt, r.facts, values)) for r in records]
-        true = [np.mean(list(stated(r.alt, r.facts).values())) for r in records]
-        table["facts stated"] = true
-        table["says nothing"] = [t == 0 and not f for t, f in zip(true, false, strict=True)]
-        table["names what is not there"] = false
-    return table
+    words = {name: [len(text.split()) for text in found] for name, found in texts.items()}
+    first = {name: [text.lower().split()[0] for text in found] for name, found in texts.items()}
+    article = {n: np.isin(found, ("a", "an", "the")) * 100.0 for n, found in first.items()}
+    synthetic = (article["SSC"] + article["DSC"]) / 2
+    pairs = {
+        "dsc-longer-than-ssc": ("words", words["DSC"], words["SSC"]),
+        "synthetic-captions-share-habits": ("% points", synthetic, article["alt-text"]),
+    }
+    if tallies:
+        told = {name: table["told"].sum(axis=1) for name, table in tallies.items()}
+        for claim, name in {"ssc": "SSC", "base": "base captioner", "original": "alt-text"}.items():
+            pairs[f"dsc-states-more-than-{claim}"] = ("facts", told["DSC"], told[name])
+        dsc, ssc = (100 * tallies[name]["told", "background"] for name in ("DSC", "SSC"))
+        pairs["dsc-names-surroundings"] = ("% points", dsc, ssc)
+    entries = {}
+    for claim, (unit, a, b) in pairs.items():
+        interval = stats.paired_bootstrap(a, b, rng(0, claim))
+        effect = float(np.mean(a) - np.mean(b))
+        entries[claim] = {"effect": effect, "interval": interval, "seeds": 1, "unit": unit}
+    return entries

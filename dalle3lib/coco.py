@@ -64,6 +64,23 @@ def _has_captions(content: object) -> bool:
 
 def first_captions(content: dict, problems: Problems) -> dict[str, str | None]:
     """The caption with the lowest annotation id for each file name (None: it has none)."""
+    found = all_captions(content, problems)
+    return {name: texts[0] if texts else None for name, texts in found.items()}
+
+
+def references(folder: str | Path) -> dict[str, list[str]]:
+    """All captions of each file name in a folder's captions file, as ``all_captions`` reads them.
+
+    Raises UserError if there is not exactly one captions file; its faults are ``Folder``'s to tell.
+    """
+    folder = Path(folder).expanduser()
+    names = [*os.listdir(folder), *(f"annotations/{p.name}" for p in folder.glob("annotations/*"))]
+    _, content = captions_file(folder, names)
+    return all_captions(content, defaultdict(list))
+
+
+def all_captions(content: dict, problems: Problems) -> dict[str, list[str]]:
+    """The captions of each file name in the order of their annotation ids."""
     names: dict[object, str] = {}
     for entry in content["images"]:
         try:
@@ -78,7 +95,7 @@ def first_captions(content: dict, problems: Problems) -> dict[str, str | None]:
         if times > 1:
             problems["file name listed more than once"].append(name)
 
-    first: dict[str, tuple[int, str]] = {}
+    found: dict[str, list[tuple[int, str]]] = {name: [] for name in names.values()}
     for entry in content["annotations"]:
         try:
             number, name = int(entry["id"]), names.get(int(entry["image_id"]))
@@ -92,9 +109,9 @@ def first_captions(content: dict, problems: Problems) -> dict[str, str | None]:
             problems["annotation of an image that is not listed"].append(f"annotation {number}")
         elif not text:
             problems["empty caption"].append(f"annotation {number} of {name}")
-        elif name not in first or number < first[name][0]:
-            first[name] = (number, text)
-    return {name: first[name][1] if name in first else None for name in names.values()}
+        else:
+            found[name].append((number, text))
+    return {name: [text for _, text in sorted(texts)] for name, texts in found.items()}
 
 
 def locate(captions: dict, paths: list[str], problems: Problems) -> dict[str, str]:

@@ -5,16 +5,18 @@ cosine schedule a(t). The network predicts the velocity v = sqrt(a) e - sqrt(1 -
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from dalle3lib import text
+from dalle3lib import parallel, text
 from dalle3lib.captions import drop_caption, use_synthetic
 from dalle3lib.randomness import batch_indices, rng
+from dalle3lib.train import Part
 
 
 def alpha_bar(t: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ def step_loss(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     micro_batch: int | None = None,
-) -> Callable[[int], dict[str, Tensor] | Iterator[dict[str, Tensor]]]:
+) -> Callable[[int], dict[str, Tensor] | list[Part]]:
     """The loss of one arm as a function of the step, for ``train.train``.
 
     Each sample shows its synthetic caption with probability ``ratio`` per cent and its original
@@ -83,8 +85,8 @@ def step_loss(
 
     All of that is drawn in memory and moved to ``device``, where the model is; so a GPU sees what a
     processor would. With ``dtype`` bfloat16 matrices are multiplied in that precision (autocast),
-    weights stay float32. If ``micro_batch`` is smaller than ``batch``, a step gives the losses of
-    as many images at a time, made one after the other, which sum to that of the batch.
+    weights stay float32. If ``micro_batch`` is smaller than ``batch``, or several processes train
+    together, a step has parts whose losses sum to that of the batch.
     """
 
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -104,17 +106,19 @@ def step_loss(
             return loss(model, *moved, *text.pad(shown, device))
 
     drawn_at = draw if device == "cpu" else drawn_ahead(draw)
+    parts = parallel.micro_batches(batch, micro_batch)
 
-    def at(step: int) -> dict[str, Tensor]:
-        return {"loss": of(*drawn_at(step))}
+    def part_loss(drawn: tuple, rows: slice) -> dict[str, Tensor]:
+        part = [values[rows] for values in drawn]
+        return {"loss": of(*part) * (len(part[0]) / batch)}
 
-    def parts(step: int) -> Iterator[dict[str, Tensor]]:
+    def at(step: int) -> dict[str, Tensor] | list[Part]:
         drawn = drawn_at(step)
-        for first in range(0, batch, micro_batch):
-            part = [values[first : first + micro_batch] for values in drawn]
-            yield {"loss": of(*part) * (len(part[0]) / batch)}
+        if len(parts) == 1:
+            return {"loss": of(*drawn)}
+        return [partial(part_loss, drawn, rows) for rows in parts]
 
-    return parts if micro_batch and micro_batch < batch else at
+    return at
 
 
 def drawn_ahead(draw: Callable) -> Callable:

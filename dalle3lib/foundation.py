@@ -18,6 +18,7 @@ from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
+from dalle3lib.recaption import LENGTH
 from dalle3lib.train import train
 from dalle3lib.world import Scene, World, scene
 
@@ -45,6 +46,14 @@ HALVES = (("vae", "judge"), ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip"))
 def world_records(split: str, count: int, noise: float = 0.5) -> list[Record]:
     """The first ``count`` records of a split of the world, rendered once and kept."""
     return list(World(split, count, noise))
+
+
+def held_out(noise: float = 0.5, count: int = 500) -> list[Record]:
+    """Scenes on which captioners are measured while they learn: the dev split's second 500.
+
+    The first 500 (``quality.held_out``) measure the finished ones.
+    """
+    return World("dev", 500 + count, noise)[500:]
 
 
 def train_vae(
@@ -162,11 +171,13 @@ def train_base_captioner(
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
     model = captioner.build(tokenizer, seed)
+    unseen = held_out(noise)
     log = captioner_training.train_captioner(
         model,
         tokenizer,
         stack(records),
         captions["alt-text"],
+        held_out=(stack(unseen), by_kind(unseen)["alt-text"]),
         seed=seed,
         steps=steps,
         batch_size=batch,
@@ -177,6 +188,7 @@ def train_base_captioner(
         description="base CoCa",
     )
     captioner.save(model, tokenizer, out)
+    captioner_training.write_curve(log, out)
     measured = quality.captioner(*captioner.load(out), "alt")
     quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log
@@ -195,13 +207,20 @@ def fine_tune_captioner(
     steps: int,
     batch: int,
     lr: float,
+    unseen: list[Record] | None = None,
+    **options,
 ):
     """Fine-tune the base CoCa on human captions of one kind (paper §2.1); (model, tokenizer, log).
 
     ``kind`` is "ssc" (captions of the main subject only) or "dsc" (captions of everything); both
-    start from the base captioner in directory ``base`` and use the captioning loss alone.
+    start from the base captioner in directory ``base`` and use the captioning loss alone. The
+    likelihood of the captions of ``unseen`` records, if given, is measured along the way
+    (``options`` of ``train.train``, such as ``held_out_every`` and ``patience``), and what is
+    degenerate about the captions that it writes of the first 100 is printed.
     """
     model, tokenizer = captioner.load(base)
+    if unseen:
+        options["held_out"] = stack(unseen), by_kind(unseen)[FINE_TUNING[kind]]
     log = captioner_training.train_captioner(
         model,
         tokenizer,
@@ -215,7 +234,10 @@ def fine_tune_captioner(
         contrastive=0.0,
         captioning=1.0,
         description=f"fine-tuning {kind.upper()}",
+        **options,
     )
+    if unseen:
+        quality.listen(model.eval(), tokenizer, stack(unseen[:100]), LENGTH[kind])
     return model.eval(), tokenizer, log
 
 
@@ -226,8 +248,11 @@ def train_fine_tune(
     started = quality.clock()
     records = world_records("foundation", scenes)
     base = out.parent / "coca-base"
-    model, tokenizer, log = fine_tune_captioner(kind, records, base, work, **recipe)
+    model, tokenizer, log = fine_tune_captioner(
+        kind, records, base, work, unseen=held_out(), **recipe
+    )
     captioner.save(model, tokenizer, out)
+    captioner_training.write_curve(log, out)
     measured = quality.captioner(*captioner.load(out), FINE_TUNING[kind])
     quality.write_manifest(
         out, started, seed=recipe["seed"], steps=recipe["steps"], measured=measured

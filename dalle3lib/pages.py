@@ -22,8 +22,9 @@ GROUPS = {
     "captions": (
         "Captions and text",
         (
-            *("captions", "captioner", "captioner_training"),
-            *("caption_decoding", "caption_search"),
+            *("captions", "caption_facts", "captioner", "captioner_training"),
+            *("fine_tuning", "caption_sets"),
+            *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample"),
         ),
@@ -31,14 +32,19 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "train", "arm", "sample"),
-            *("decoder", "pretrained", "plan", "foundation", "quality", "randomness"),
+            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample", "decoder"),
+            *("train", "checkpoints", "parallel", "randomness"),
+            *("pretrained", "plan", "foundation", "quality"),
         ),
     ),
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
     "runs": (
         "Runs, figures and the book",
-        ("paths", "config", "runs", "fingerprint", "files", "plots", "playground", "pages", "book"),
+        (
+            *("paths", "config", "runs", "fingerprint", "files"),
+            *("plots", "caption_plots", "captioner_plots", "drawings"),
+            *("playground", "pages", "book"),
+        ),
     ),
     "other": ("The package and its commands", ()),
 }

@@ -14,13 +14,34 @@ from dalle3lib.images import Record
 
 # One colour per kind of caption in the whole book (Okabe and Ito's, told apart by everyone).
 KIND_COLOURS = {"alt-text": "#D55E00", "short": "#0072B2", "descriptive": "#00795A"}
+# What captioners write has the colour of what they were fine-tuned on.
+CAPTION_COLOURS = KIND_COLOURS | {
+    "base captioner": "#555555",
+    "SSC": KIND_COLOURS["short"],
+    "DSC": KIND_COLOURS["descriptive"],
+}
 COLOURS = ("#0072B2", "#00795A", "#D55E00", "#555555")
 LINE = 56  # characters in a line of text beside a picture
 
 
-def caption_grid(records: Sequence[Record], columns: int = 2) -> Figure:
-    """Numbered pictures, each with all its captions beside it, every kind in its own colour."""
-    rows = -(-len(records) // columns)
+def caption_grid(
+    records: Sequence[Record],
+    columns: int = 2,
+    labels: Sequence[str] = tuple(KIND_COLOURS),
+) -> Figure:
+    """Numbered pictures, each with all its captions beside it, every kind in its own colour.
+
+    ``labels`` say what the alt-text, the short and the descriptive caption of a record are called.
+    """
+    figure, axes = beside_pictures([record.image for record in records], columns)
+    for axis, record in zip(axes, records, strict=False):
+        _write_captions(axis, record, labels)
+    return figure
+
+
+def beside_pictures(pictures: Sequence[np.ndarray], columns: int) -> tuple[Figure, list[Axes]]:
+    """A grid of numbered pictures, and an empty axis beside each for what is said of it."""
+    rows = -(-len(pictures) // columns)
     figure, axes = plt.subplots(
         rows,
         2 * columns,
@@ -32,20 +53,21 @@ def caption_grid(records: Sequence[Record], columns: int = 2) -> Figure:
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for i, record in enumerate(records):
+    beside = []
+    for i, image in enumerate(pictures):
         row, column = divmod(i, columns)
         picture, text = axes[row, 2 * column : 2 * column + 2]
-        picture.imshow(record.image, interpolation="nearest")
+        picture.imshow(image, interpolation="nearest")
         picture.set_anchor("N")
         label = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         picture.text(2, 2, str(i + 1), fontsize=8, va="top", bbox=label)
-        _write_captions(text, record)
-    return figure
+        beside.append(text)
+    return figure, beside
 
 
-def _write_captions(axis: Axes, record: Record) -> None:
+def _write_captions(axis: Axes, record: Record, labels: Sequence[str]) -> None:
     """The captions of one record from the top of an axis down: kind in bold, then the text."""
-    captions = zip(KIND_COLOURS, (record.alt, record.short, record.descriptive), strict=True)
+    captions = zip(labels, (record.alt, record.short, record.descriptive), strict=True)
     below = 0.0  # points from the top
     for kind, caption in captions:
         if caption is None:
@@ -59,7 +81,7 @@ def _write_captions(axis: Axes, record: Record) -> None:
             "fontsize": 8.5,
             "parse_math": False,  # a caption with a dollar sign is no formula
         }
-        axis.annotate(kind, xytext=(0, -below), weight="bold", color=KIND_COLOURS[kind], **style)
+        axis.annotate(kind, xytext=(0, -below), weight="bold", color=CAPTION_COLOURS[kind], **style)
         axis.annotate("\n".join(lines), xytext=(0, -below - 12), linespacing=1.25, **style)
         below += 12 + 11.5 * len(lines) + 4
 
@@ -78,8 +100,8 @@ def word_histogram(captions: dict[str, Sequence[str]], longest: int = 50) -> Fig
             weights=[100 / len(words)] * len(words),
             histtype="stepfilled",
             linewidth=1.5,
-            edgecolor=KIND_COLOURS[kind],
-            facecolor=(KIND_COLOURS[kind], 0.3),
+            edgecolor=CAPTION_COLOURS[kind],
+            facecolor=(CAPTION_COLOURS[kind], 0.3),
             label=kind,
         )
     axis.set(xlabel="words in the caption", ylabel="share of captions (%)")

@@ -3,8 +3,10 @@
 The numbers stand in each manifest, and ``report`` measures them again from the shipped files.
 """
 
+import textwrap
 import time
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +14,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dalle3lib import caption_facts, captioner_training, captions, files, paths, stats, vae
 from dalle3lib import captioner as coca
-from dalle3lib import captioner_training, captions, files, paths, vae
 from dalle3lib.captions import by_kind
-from dalle3lib.evals import clip_score, vqa
+from dalle3lib.evals import clip_score, retrieval, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
+from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH
 from dalle3lib.world import Scene, World, reader, scene
 from dalle3lib.world.wording import coloured_shapes
 
+# What the captioners are meant to reach in the world, as shares.
+GOALS = {"SSC names the main subject": 0.95, "DSC recall": 0.85, "DSC precision": 0.93}
 # Which captions each captioner has learned from, as fields of a record.
 LEARNED = {"coca-base": "alt", "coca-dsc": "descriptive", "coca-ssc": "short"}
 
@@ -68,15 +73,19 @@ def autoencoder(model, count: int = 500) -> dict[str, float]:
 
 
 def scorer(model, tokenizer, count: int = 500) -> dict[str, float]:
-    """Top-1 retrieval among 100 held-out texts, for each kind of caption."""
+    """Top-1 retrieval among 100 held-out texts, for each kind of caption.
+
+    Pictures that share a caption share the right answer.
+    """
     records = held_out(count)
     image = clip_score.image_features(model, stack(records))
-    return {
-        f"retrieval_{kind}": round(
-            clip_score.retrieval_top1(image, clip_score.text_features(model, tokenizer, texts)), 3
-        )
-        for kind, texts in by_kind(records).items()
-    }
+    found = {}
+    for kind, texts in by_kind(records).items():
+        features = clip_score.text_features(model, tokenizer, texts)
+        table = retrieval.retrieve(image, features, texts, ks=[1])
+        picks = table.loc[table["direction"] == retrieval.DIRECTIONS[0], "R@1"]
+        found[f"retrieval_{kind}"] = round(picks.mean(), 3)
+    return found
 
 
 def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float]:
@@ -94,18 +103,27 @@ def captioner(model, tokenizer, field: str, count: int = 500) -> dict[str, float
         return measured
     length = LENGTH["ssc" if field == "short" else "dsc"]
     own = coca.caption(model, tokenizer, images, max_len=length, progress=False)
-    subject = [main_subject(r) if field == "short" else r for r in records]
-    told = [replace(r, alt=text) for r, text in zip(subject, own, strict=True)]
-    stated = captions.coverage(told)["alt-text"]
+    facts = [caption_facts.subject_only(r.facts) if field == "short" else r.facts for r in records]
+    pairs = zip(own, facts, strict=True)
+    stated = pd.DataFrame([caption_facts.stated(text, f) for text, f in pairs]).mean()
     kinds = ("colour", "shape") if field == "short" else stated.index
     return measured | {f"states_{kind}": round(stated[kind], 3) for kind in kinds}
 
 
-def main_subject(record: Record) -> Record:
-    """The record with the facts of its main subject alone: what a short caption should state."""
-    objects = record.facts["objects"]
-    main = max(objects, key=lambda thing: thing["size"] == "large")
-    return replace(record, facts=record.facts | {"objects": [main]})
+def goals(short: list[str], facts: list[dict], descriptive: pd.DataFrame) -> pd.DataFrame:
+    """Whether the captioners reach ``GOALS``: a row each, with 95 % intervals over pictures.
+
+    ``short`` are SSC captions of pictures with ``facts``; the main subject must be named with its
+    own shape and colour. ``descriptive`` are the DSC captions' ``caption_facts.rates``.
+    """
+    named = [caption_facts.names_subject(*pair) for pair in zip(short, facts, strict=True)]
+    ends = stats.mean_interval(np.array(named, float), rng(0, "subject"))
+    row, measured = descriptive.loc["all"], [(np.mean(named), *ends)]
+    for name in ("recall", "precision"):
+        measured.append((row[name], row[f"{name} low"], row[f"{name} high"]))
+    table = pd.DataFrame(measured, index=list(GOALS), columns=["measured", "low", "high"])
+    table["goal"] = pd.Series(GOALS)
+    return table.assign(reached=table["measured"] >= table["goal"])
 
 
 @torch.no_grad()
@@ -130,6 +148,54 @@ def judge(model, processor, count: int = 500) -> dict[str, float]:
     return {kind: round(share, 3) for kind, share in right.items()}
 
 
+# ---- the alarm: captions that no working captioner writes ----------------------------------------
+
+# The share of captions above which each symptom is an alarm, and how to say it. Short captions of
+# like pictures are often equal, so of identical ones only the most frequent caption is counted.
+ALARMS = {
+    "empty": (0.0, "are empty"),
+    "looping": (0.02, "repeat themselves without end"),
+    "identical": (0.1, "are one and the same"),
+    "truncated": (0.1, "were cut before they ended"),
+}
+
+
+def alarms(texts: Sequence[str], truncated: Sequence[bool] | None = None) -> list[str]:
+    """What is degenerate about a captioner's captions of different images: sentences, or none.
+
+    ``truncated`` tells which captions were cut at the greatest length (``captioner.write``).
+    Each sentence gives the share, the limit of ``ALARMS`` that it exceeds, and an example.
+    """
+    most, copies = Counter(texts).most_common(1)[0]
+    symptoms = {
+        "empty": [not text.strip() for text in texts],
+        "looping": [captions.looping(text) for text in texts],
+        "identical": [copies > 2 and text == most for text in texts],
+        "truncated": [False] * len(texts) if truncated is None else list(truncated),
+    }
+    found = []
+    for name, (limit, what) in ALARMS.items():
+        if (share := captions.share(symptoms[name])) > limit:
+            example = texts[symptoms[name].index(True)]
+            found.append(
+                f"{sum(symptoms[name])} of {len(texts)} captions ({share:.1%}) {what}, more than "
+                f"{limit:.0%}: for example {textwrap.shorten(example, 100, placeholder=' …')!r}."
+            )
+    return found
+
+
+def listen(model, tokenizer, images: np.ndarray, length: int) -> list[str]:
+    """The ``alarms`` of a captioner's greedy captions of images, each of them also printed."""
+    written = coca.write(model, tokenizer, images, max_len=length, batch_size=32, progress=False)
+    found = alarms(written.texts, written.truncated)
+    for alarm in found:
+        print(f"Degenerate captions: {alarm}")
+    return found
+
+
+# ---- manifests -----------------------------------------------------------------------------------
+
+
 def clock() -> tuple[float, float]:
     """Wall and processor seconds so far, to take differences of."""
     return time.time(), time.process_time()
@@ -142,10 +208,11 @@ def write_manifest(
     seed: int,
     steps: int,
     measured: dict[str, float],
+    **more,
 ) -> None:
     """Write the manifest of a foundation last: what it is, how good, and the hash of each file.
 
-    ``started`` is the ``clock()`` at the start of its training.
+    ``started`` is the ``clock()`` at the start of its training; ``more`` are further entries.
     """
     wall, cpu = (now - then for now, then in zip(clock(), started, strict=True))
     payload = sorted(p for p in directory.iterdir() if p.is_file() and p.name != "manifest.json")
@@ -157,6 +224,7 @@ def write_manifest(
         "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1),
         "threads": torch.get_num_threads(),
+        **more,
         "files": files.listing(directory, payload),
     }
     files.write_atomic(directory / "manifest.json", files.to_json(manifest).encode())

@@ -31,11 +31,11 @@ def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
     indices = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(position // n):
         here = position // n == epoch
-        indices[here] = _permutation(seed, int(epoch), n)[position[here] % n]
+        indices[here] = _order(seed, int(epoch), n)[position[here] % n]
     return indices
 
 
-@lru_cache(maxsize=2)  # of a million samples it takes longer to draw than a step on a GPU
-def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of ``n`` samples in an epoch."""
+@lru_cache(maxsize=2)  # of millions of samples, it takes longer than a training step
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """In which order an epoch visits ``n`` samples."""
     return rng(seed, "order", epoch).permutation(n)

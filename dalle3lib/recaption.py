@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, captioner, files, paths, runners, shards, sources
+from dalle3lib.caption_decoding import context_length
 from dalle3lib.captioning import PHOTOGRAPHS, Job, caption_shard
 from dalle3lib.images import Limits, Record, stack
 from dalle3lib.shards import KINDS
@@ -66,6 +67,21 @@ def load_captioner(kind: str):
     if kind not in KINDS:
         raise UserError(f"There is no captioner of kind {kind!r}: choose {' or '.join(KINDS)}.")
     return captioner.load(paths.foundation(f"coca-{kind}"))
+
+
+def find_captioner(kind: str, where: str = "shipped") -> tuple[object, object, int]:
+    """A captioner, its tokenizer, and the greatest length of its captions in tokens.
+
+    ``kind`` is "base", "ssc" or "dsc". ``where`` is "shipped", a directory made by
+    ``captioner.save``, or the name of a public model with the tag of its weights, "name:tag";
+    one that is not shipped may use its whole context. Raises UserError as ``captioner.load``.
+    """
+    if where == "shipped":
+        length = LENGTH.get(kind, LENGTH["dsc"])
+        return *captioner.load(paths.foundation(f"coca-{kind}")), length
+    local = Path(where).expanduser()
+    model, tokenizer = captioner.load(*([local] if local.is_dir() else where.split(":", 1)))
+    return model, tokenizer, context_length(model)
 
 
 def write_captions(records: Sequence[Record], kind: str) -> list[str]:

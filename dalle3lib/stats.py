@@ -40,6 +40,30 @@ def paired_bootstrap(
     return mean_interval(a - b, rng, level)
 
 
+def ratio_interval(
+    parts: np.ndarray, wholes: np.ndarray, rng: np.random.Generator, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap intervals (low, high) of sum(parts) / sum(wholes), a ratio per column.
+
+    ``parts`` and ``wholes`` are [n units, k ratios], such as each caption's right and stated facts
+    of every attribute; whole units are drawn again. Arrays [k], NaN where all wholes are zero.
+    UserError if the shapes differ, there are fewer than two units, or a number is not finite.
+    """
+    parts, wholes = np.asarray(parts, np.float64), np.asarray(wholes, np.float64)
+    if parts.shape != wholes.shape or parts.ndim != 2 or len(parts) < 2:
+        raise UserError(f"Ratios need two equal tables of 2 or more rows, not {parts.shape}.")
+    both = _checked(np.concatenate([parts, wholes], axis=1).ravel(), least=2)
+    n, sums = len(parts), []
+    for size in np.diff([*range(0, RESAMPLES, max(1, 2**22 // n)), RESAMPLES]):
+        times = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        sums.append(times @ both.reshape(n, -1))
+    part, whole = np.split(np.concatenate(sums), 2, axis=1)
+    ratio = np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
+    ratio[:, ~wholes.any(axis=0)] = -1.0  # so that percentiles find a number there too
+    low, high = np.nanpercentile(ratio, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    return tuple(np.where(wholes.any(axis=0), end, np.nan) for end in (low, high))
+
+
 def seed_interval(
     seed_means: Sequence[float], rng: np.random.Generator, level: float = 0.95
 ) -> tuple[float, float]:

@@ -1,23 +1,23 @@
 """The one training loop: any model, any loss that is a pure function of the step.
 
-The loop knows nothing of images or captions. Because ``loss(step)`` draws all its randomness from
-``randomness.rng(seed, stream, step)``, a checkpoint needs only weights, averaged weights,
-optimizer and the log: a run killed at any moment and started again ends with the same bits.
+The loop knows nothing of images or captions. ``loss(step)`` draws all its randomness from
+``randomness.rng(seed, stream, step)``: a run killed at any moment and started again ends with the
+same bits (``checkpoints``), and several processes share a step's parts (``parallel``).
 """
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, files
+from dalle3lib import UserError, files, parallel
+from dalle3lib.checkpoints import copy_of, load_checkpoint, resume_run, save_run
+
+Part = Callable[[], dict[str, Tensor]]  # a micro-batch: computed when called
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -40,78 +40,49 @@ def update_ema(average: dict[str, Tensor], model: nn.Module, decay: float, step:
             average[name].lerp_(value, 1 - decay)
 
 
-def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
-    """A copy of ``value`` in the memory layout of ``weight``, which a file does not keep."""
-    return torch.empty_like(weight).copy_(value)
+def accumulate(model: nn.Module, step: dict[str, Tensor] | Sequence[Part]) -> dict[str, float]:
+    """Add up the gradients of a step's parts, one at a time; return the sums of their values.
 
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{i}.{k}": v for i, values in state.items() for k, v in values.items()}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        weight = weights[int(index)]
-        if value.shape == weight.shape:  # the fused step walks memory: lay it out as the weight is
-            value = _laid_out_as(weight, value)
-        state.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def save_checkpoint(directory: Path, step: int, parts: dict[str, dict[str, Tensor]]) -> None:
-    """Write ``directory/step-NNNNNN`` so that it appears complete or not at all.
-
-    Each part becomes a safetensors file; the manifest with their SHA-256 is written last, then
-    the whole directory is renamed into place. The previous checkpoint is kept, older ones go.
+    A step is one dictionary of scalars, or functions that make one each: micro-batches, whose
+    scalars sum to the whole batch's. Processes that train together share them.
     """
-    final = directory / f"step-{step:06d}"
-    staging = directory / f".staging-{step:06d}"
-    with files.guard(final):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        for name, tensors in parts.items():
-            # cloned, because safetensors refuses tied weights that share memory (T5 has some)
-            own = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-            save_file(own, staging / f"{name}.safetensors")
-            with open(staging / f"{name}.safetensors", "rb") as file:
-                os.fsync(file.fileno())
-        hashes = {f.name: files.sha256(f) for f in sorted(staging.iterdir())}
-        manifest = json.dumps({"step": step, "files": hashes}).encode()
-        files.write_atomic(staging / "manifest.json", manifest)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(staging, final)
-    for old in sorted(directory.glob("step-*"))[:-2]:
-        shutil.rmtree(old)
+    sums: dict[str, float] = {}
+    for part in parallel.own([lambda: step] if isinstance(step, dict) else step):
+        values = part()
+        values["loss"].backward()
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+    return parallel.add_up(model, sums)
 
 
-def load_checkpoint(directory: Path) -> tuple[int, dict[str, dict[str, Tensor]]] | None:
-    """The newest intact checkpoint as (step, parts), or None.
+@torch.no_grad()
+def measure(model: nn.Module, held_out: Callable[[], float], average: dict[str, Tensor]) -> float:
+    """``held_out()`` of the model in evaluation mode, with the averaged weights if there are any.
 
-    A damaged one (missing file, wrong SHA-256) is named and passed over for the one before it.
+    Afterwards the model trains on with the weights it had. UserError if the value is not finite.
     """
-    for path in sorted(directory.glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            damaged = [f for f, h in manifest["files"].items() if files.sha256(path / f) != h]
-            if not damaged:
-                parts = {Path(f).stem: load_file(path / f) for f in manifest["files"]}
-                return manifest["step"], parts
-        except (OSError, ValueError, KeyError) as error:
-            damaged = [str(error)]
-        print(f"checkpoint {path.name} is damaged ({damaged[0]}): using the one before it")
-        shutil.rmtree(path)
-    return None
+    own = copy_of(model.state_dict()) if average else {}
+    if average:
+        model.load_state_dict(average)
+    model.eval()
+    value = float(held_out())
+    model.train()
+    if average:
+        model.load_state_dict(own)
+    if not math.isfinite(value):
+        raise UserError("The held-out loss is not finite: lower the learning rate.")
+    return value
+
+
+def is_stale(log: dict[str, list[float]], patience: int | None) -> bool:
+    """Whether the best held-out loss is ``patience`` measurements old: time to stop."""
+    values = log.get("held_out")
+    return bool(values and patience) and len(values) - 1 - values.index(min(values)) >= patience
 
 
 def train(
     model: nn.Module,
-    loss: Callable[[int], dict[str, Tensor]],
+    loss: Callable[[int], dict[str, Tensor] | Sequence[Part]],
     *,
     steps: int,
     lr: float,
@@ -119,6 +90,9 @@ def train(
     warmup: int = 100,
     weight_decay: float = 0.01,
     ema_decay: float | None = None,
+    held_out: Callable[[], float] | None = None,
+    held_out_every: int = 100,
+    patience: int | None = None,
     checkpoint_every: int = 200,
     snapshots: Sequence[int] = (),
     grad_clip: float = 1.0,
@@ -126,11 +100,19 @@ def train(
 ) -> dict[str, list[float]]:
     """Train ``model`` in place; return the log, one value a step for each entry of the loss.
 
-    ``loss(step)`` gives a dictionary of scalars whose entry "loss" is minimised with AdamW. If
-    ``ema_decay`` is set, the model holds the averaged weights on return, and their fp16 copies at
-    the steps in ``snapshots`` lie in ``directory/ema-NNNNNN.safetensors``. Finished steps are
-    never repeated: the newest intact checkpoint is resumed. Raises UserError when the disk is
-    full (the previous checkpoint stays) or the loss is no longer finite.
+    ``loss(step)`` gives a dictionary of scalars whose entry "loss" is minimised with AdamW, or
+    functions that make such dictionaries, whose sum is minimised (gradient accumulation).
+    If ``ema_decay`` is set, the model holds the averaged weights on return, and their fp16 copies
+    at the steps in ``snapshots`` lie in ``directory/ema-NNNNNN.safetensors``.
+
+    ``held_out()`` measures the model, lower being better, every ``held_out_every`` steps and after
+    the last; the log then has the values as "held_out" and their steps as "held_out_step". With
+    ``patience`` set, training stops early when so many measurements in a row have brought nothing
+    better, and the model holds its best weights on return; without, measuring changes nothing.
+
+    Finished steps are never repeated: the newest intact checkpoint is resumed. Under ``accelerate
+    launch`` all processes call this alike, and the first one writes the files. Raises UserError
+    when the disk is full (the previous checkpoint stays) or a loss is no longer finite.
     """
     directory = Path(directory)
     with files.guard(directory):
@@ -138,44 +120,43 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
     )
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()} if ema_decay else {}
-    log: dict[str, list[float]] = {}
-    start, found = 0, load_checkpoint(directory / "checkpoints")
-    if found:
+    average = copy_of(model.state_dict()) if ema_decay else {}
+    start, best, log = 0, {}, {}
+    if found := load_checkpoint(directory / "checkpoints"):
         start, parts = found
-        model.load_state_dict(parts["model"])
-        _restore_optimizer(optimizer, parts["optimizer"])
-        weights = model.state_dict()
-        average = {k: _laid_out_as(weights[k], v) for k, v in parts.get("ema", {}).items()}
-        log = {name: values.tolist() for name, values in parts["log"].items()}
+        average, best, log = resume_run(model, optimizer, parts)
     model.train()
-    progress = tqdm(
-        range(start, steps), initial=start, total=steps, desc=description, mininterval=5
-    )
-    for step in progress:
+    todo, shown = range(start, start if is_stale(log, patience) else steps), parallel.is_main()
+    bar = {"initial": start, "total": steps, "mininterval": 5, "disable": not shown}
+    for step in tqdm(todo, description, **bar):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, lr, warmup)
-        values = loss(step)
-        values["loss"].backward()
+        values = accumulate(model, loss(step))
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for name, value in values.items():
-            log.setdefault(name, []).append(value.item())
-        if not math.isfinite(log["loss"][-1]):
+            log.setdefault(name, []).append(value)
+        if not math.isfinite(values["loss"]):
             raise UserError(f"The loss is not finite at step {step}: lower the learning rate.")
         if ema_decay:
             update_ema(average, model, ema_decay, step)
         done = step + 1
-        if done in snapshots:
+        if done in snapshots and shown:
             half = {k: v.half().contiguous() for k, v in average.items()}
             files.write_atomic(directory / f"ema-{done:06d}.safetensors", save(half))
-        if done % checkpoint_every == 0 or done == steps:
-            parts = {"model": model.state_dict(), "optimizer": _optimizer_tensors(optimizer)}
-            if ema_decay:
-                parts["ema"] = average
-            parts["log"] = {k: torch.tensor(v, dtype=torch.float64) for k, v in log.items()}
-            save_checkpoint(directory / "checkpoints", done, parts)
-    if ema_decay:
-        model.load_state_dict(average)
+        if held_out and (done % held_out_every == 0 or done == steps):
+            value = measure(model, held_out, average)
+            if patience and value < min(log.get("held_out", [math.inf])):
+                best = copy_of(average or model.state_dict(), "cpu")  # a GPU has better uses
+            log.setdefault("held_out", []).append(value)
+            log.setdefault("held_out_step", []).append(done)
+        stop = done == steps or is_stale(log, patience)
+        if (done % checkpoint_every == 0 or stop) and shown:
+            save_run(directory / "checkpoints", done, model, optimizer, log, ema=average, best=best)
+        if stop:
+            break
+    if kept := (best if patience else {}) or average:
+        model.load_state_dict(kept)
+    parallel.wait()  # until the last checkpoint is written
     return log

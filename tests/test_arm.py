@@ -121,6 +121,13 @@ def test_a_finished_arm_takes_no_step(tmp_path, monkeypatch):
     assert torch.equal(weights(tmp_path), first)
 
 
+def test_micro_batches_train_the_same_arm(tmp_path):
+    """Up to the rounding of sums, which AdamW's first steps magnify."""
+    whole = weights(tmp_path / "whole", steps=2, lr=1e-4)
+    parts = weights(tmp_path / "parts", steps=2, lr=1e-4, micro_batch=3)
+    assert torch.allclose(whole, parts, atol=1e-4) and not torch.equal(whole, parts)
+
+
 # ---- prompts -------------------------------------------------------------------------------------
 
 

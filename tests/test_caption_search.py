@@ -316,6 +316,21 @@ def test_log_probability_counts_each_token_up_to_the_end(model):
     assert len(set((tokens == 0).sum(dim=1).tolist())) > 1  # of several lengths
 
 
+def test_each_token_has_its_own_log_probability(model):
+    images = random_images(4)
+    tokens = captioner.generate(model, images, max_len=12)
+    each = captioner.token_log_probabilities(model, images, tokens)
+    assert each.shape == (4, 11)
+    for shorter in range(2, 12):  # the sum up to any place is that of the caption cut there
+        cut = captioner.log_probability(model, images, tokens[:, :shorter])
+        torch.testing.assert_close(each[:, : shorter - 1].sum(dim=1), cut, rtol=1e-4, atol=1e-4)
+    end_id = int(tokens[0, 4])
+    place = tokens[0].tolist().index(end_id, 1)
+    early = captioner.token_log_probabilities(model, images, tokens, end_id=end_id)
+    torch.testing.assert_close(early[0, :place], each[0, :place])
+    assert (early[0, place:] == 0).all()
+
+
 def test_log_probability_without_a_cls_token(tokenizer):
     model, images = random_model(tokenizer, text_cfg__embed_cls=False), random_images(3)
     tokens = captioner.generate(model, images, max_len=9, end_id=-1)

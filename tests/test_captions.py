@@ -6,22 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle3lib import UserError
+from dalle3lib import UserError, caption_facts, claims
 from dalle3lib.captions import (
     PUBLISHED,
     blend,
     by_kind,
     compare,
-    coverage,
+    differences,
     drop_caption,
-    faults,
-    names,
+    looping,
     readable,
-    stated,
     statistics,
     use_synthetic,
-    vocabulary,
-    wrong,
 )
 from dalle3lib.images import Record
 from dalle3lib.world import World
@@ -98,7 +94,46 @@ def test_statistics_by_hand():
         "has_digit": 1 / 5,
         "vocabulary": 7,  # a, red, cube, the, is, img_0042, jpg
         "repeated": 2 / 5,
+        "loops": 0,
     }
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a red red red circle",
+        "a circle, a circle, a circle",
+        "on the left of the left of the left of the",
+        "A cat and a dog and a dog And a dog.",
+        "redredredredredred",
+        "!!!!!!!!!!",
+        "the word the word, The word",
+        "one two three four five six seven eight " * 3,
+    ],
+)
+def test_captions_that_loop(caption):
+    assert looping(caption)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "a red circle and a red circle",
+        "a red red star",  # once more is no circle
+        "red redder reddest",
+        "a very, very large star",
+        "1000000 in the sky...",
+        "a small red star, a small red moon and a small red ring",
+        'two men, one with the word "no no" on his shirt, and one without',
+    ],
+)
+def test_captions_that_do_not_loop(caption):
+    assert not looping(caption)
+
+
+def test_loops_are_counted():
+    assert statistics(["a red red red star", "a star", "a red red star", "a moon"])["loops"] == 0.25
 
 
 def test_statistics_of_one_caption():
@@ -152,89 +187,54 @@ def test_readable_shows_every_habit_as_text():
     assert table.loc["start with a, an, the", "mine"] == "80.0%"
     assert table.loc["different words", "LAION-2B alt-text"] == "21,989"
     assert table.loc["occur more than once", "LAION-2B alt-text"] == "–"  # not published
+    assert "cut at the greatest length" not in table.index  # unknown where nobody counted
+    cut = readable(compare({"mine": CAPTIONS}).assign(truncated=0.25))
+    assert cut.loc["cut at the greatest length", "mine"] == "25.0%"
 
 
-# --- what captions say ---------------------------------------------------------------------------
+# --- for the ledger ------------------------------------------------------------------------------
 
-FACTS = {
-    "background": "snow",
-    "objects": [
-        {"shape": "cross", "colour": "red", "size": "large", "place": "left"},
-        {"shape": "moon", "colour": "blue", "size": "large", "place": "right"},
-    ],
-    "word": "sky",
+TEXTS = {
+    "alt-text": ["Sale", "a moon on sand"],
+    "base captioner": ["IMG_1.jpg", "moon"],
+    "SSC": ["a red star.", "a moon."],
+    "DSC": ["a red star, in front of snow.", "a moon with snow behind."],
 }
-NOTHING = {"background": 0, "printed word": 0, "shape": 0, "colour": 0, "size": 0, "place": 0}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Click to enlarge", {}),
-        ("Large red cross", {"size": 1, "colour": 0.5, "shape": 0.5}),  # both objects are large
-        ("IMG_0042_blue_moon_snow.jpg", {"colour": 0.5, "shape": 0.5, "background": 1}),
-        ("two crosses, two moons", {"shape": 1}),
-        ("a cross to the left of a moon", {"shape": 1, "place": 1}),
-        ("one at the top, one below", {}),  # the other direction
-        ('it says "sky".', {"printed word": 1}),
-        ("the sky", {}),  # not quoted, hence no printed word
-        ("tiredness, snowman, moonshine, crossing", {}),  # parts of words
-    ],
-)
-def test_stated_by_hand(text, expected):
-    assert stated(text, FACTS) == NOTHING | expected
+def test_differences_by_hand():
+    objects = [
+        {"shape": "star", "colour": "red", "texture": "plain", "size": "large", "place": "left"},
+        {"shape": "moon", "colour": "red", "texture": "plain", "size": "large", "place": "left"},
+    ]
+    facts = [{"background": b, "objects": [o], "word": None} for b, o in zip(
+        ("snow", "sand"), objects, strict=True)]  # fmt: skip
+    tallies = {name: caption_facts.tally(found, facts) for name, found in TEXTS.items()}
+    found = differences(TEXTS, tallies)
+    effects = {name: entry["effect"] for name, entry in found.items()}
+    assert effects == {
+        "dsc-longer-than-ssc": pytest.approx((4 + 3) / 2),
+        "synthetic-captions-share-habits": 50,
+        "dsc-states-more-than-ssc": (3 + 1) / 2 - (2 + 1) / 2,
+        "dsc-states-more-than-base": (3 + 1) / 2 - (0 + 1) / 2,
+        "dsc-states-more-than-original": (3 + 1) / 2 - (0 + 2) / 2,
+        "dsc-names-surroundings": 50,  # the second background is another
+    }
+    for entry in found.values():
+        assert entry["interval"][0] <= entry["effect"] <= entry["interval"][1]
+        assert entry["seeds"] == 1
 
 
-def test_a_picture_without_a_printed_word_has_no_such_fact():
-    assert "printed word" not in stated("x", FACTS | {"word": None})
+def test_differences_fit_the_ledger():
+    known = {c.id: c for c in claims.load() if c.chapter == "03_ssc_dsc"}
+    facts = [World("dev", 2).scene(i).facts() for i in range(2)]
+    tallies = {name: caption_facts.tally(found, facts) for name, found in TEXTS.items()}
+    found = differences(TEXTS, tallies)
+    assert set(found) == set(known)
+    assert {name: entry["unit"] for name, entry in found.items()} == {
+        name: claim.unit for name, claim in known.items()
+    }
 
 
-def test_wrong_by_hand():
-    values = {"red", "blue", "green", "cross", "moon", "star", "snow", "sky", "large", "small"}
-    assert wrong("Large green star on snow", FACTS, values) == ["green", "star"]
-    assert wrong('red moon "sky"', FACTS, values) == []  # both true, if not of one object
-
-
-def test_names_needs_the_whole_word():
-    assert names("A RED cube", "red") and names("boxes", "box") and names("top left", "top left")
-    assert not names("hundred", "red") and not names('it says "red"', "red")
-
-
-def record(alt, facts=FACTS, descriptive="d"):
-    return Record("k", np.zeros((2, 2, 3), dtype=np.uint8), alt, None, descriptive, facts)
-
-
-def test_vocabulary_gathers_all_values_but_places():
-    assert vocabulary([record("x")]) == {"snow", "cross", "moon", "red", "blue", "large"}
-
-
-def test_coverage_averages_over_records():
-    table = coverage([record("red"), record("red and blue on snow")])
-    assert list(table.columns) == ["alt-text", "descriptive"]
-    assert table.loc["colour", "alt-text"] == pytest.approx((0.5 + 1) / 2)
-    assert table.loc["background", "alt-text"] == pytest.approx(0.5)
-    assert (table["descriptive"] == 0).all()
-    with pytest.raises(UserError, match="hold facts"):
-        coverage([record("red"), record("red", facts=None)])
-
-
-def test_faults_by_hand():
-    star = FACTS | {"objects": [FACTS["objects"][0] | {"shape": "star"}], "word": None}
-    records = [record("IMG_1.JPG"), record("blue star"), record("star", star), record("Sale")]
-    table = faults(records)
-    assert list(table["alt-text"]) == ["IMG_1.JPG", "blue star", "star", "Sale"]
-    assert list(table["is a file name"]) == [True, False, False, False]
-    assert list(table["says nothing"]) == [True, False, False, True]
-    assert list(table["names what is not there"]) == [False, True, False, False]
-    assert table["facts stated"].tolist() == pytest.approx([0, 0.5 / 6, 1 / 5, 0])
-    assert list(faults([record("x.png", facts=None)]).columns) == ["alt-text", "is a file name"]
-
-
-def test_the_worlds_descriptive_captions_state_every_fact_and_nothing_false():
-    records = list(World("dev", 150))
-    table, values = coverage(records), vocabulary(records)
-    assert (table["descriptive"] == 1).all()
-    assert not any(wrong(r.descriptive, r.facts, values) for r in records)
-    assert not any(wrong(r.short, r.facts, values) for r in records)
-    # every attribute has a chance in the alt-text too: the comparison is open
-    assert (table["alt-text"] > 0).all() and (table["alt-text"] < 0.9).all()
+def test_differences_without_facts_are_those_of_the_texts():
+    assert set(differences(TEXTS, {})) == {"dsc-longer-than-ssc", "synthetic-captions-share-habits"}

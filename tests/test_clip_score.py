@@ -1,4 +1,4 @@
-"""The CLIP score: 100 times the cosine, texts cut at their end, retrieval, the loss, bad files."""
+"""The CLIP score: 100 times the cosine, texts cut at their end, the loss, bad files."""
 
 import json
 
@@ -104,30 +104,6 @@ def test_images_of_another_size_are_refused(scorer):
         clip_score.image_features(scorer[0], np.zeros((1, 32, 32, 3), np.uint8))
 
 
-# ---- retrieval -----------------------------------------------------------------------------------
-
-
-def test_retrieval_by_hand():
-    text_features = torch.eye(4)
-    image_features = torch.eye(4)[[0, 1, 3, 2]]  # the last two pick each other's text
-    assert clip_score.retrieval_top1(image_features, text_features, pool=4) == 0.5
-    assert clip_score.retrieval_top1(image_features, text_features, pool=2) == 0.5
-    # pools of three: only the first pool counts, its third image has no true neighbour in it
-    assert clip_score.retrieval_top1(image_features, text_features, pool=3) == pytest.approx(2 / 3)
-
-
-def test_smaller_pools_are_easier():
-    features = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
-    image, words = F.normalize(features[0] + 2 * features[1]), F.normalize(features[1])
-    top1 = [clip_score.retrieval_top1(image, words, pool) for pool in (2, 20, 60)]
-    assert top1 == sorted(top1, reverse=True) and top1[0] > top1[2]
-    assert clip_score.retrieval_top1(image, words, 1) == 1
-
-
-def test_fewer_texts_than_a_pool_are_one_pool():
-    assert clip_score.retrieval_top1(torch.eye(3), torch.eye(3)[[0, 2, 1]]) == pytest.approx(1 / 3)
-
-
 # ---- the loss ------------------------------------------------------------------------------------
 
 
@@ -194,3 +170,28 @@ def test_configuration_is_that_of_a_public_model(directory):
     config = json.loads((directory / "open_clip_config.json").read_text())
     assert set(config) == {"model_cfg", "preprocess_cfg"}
     assert config["model_cfg"]["text_cfg"]["vocab_size"] == len(TOKENIZER)
+
+
+def test_a_text_is_cut_where_the_context_ends(scorer):
+    model, tokenizer = scorer
+
+    def of(length):  # a text of so many tokens, with start and end
+        text = "x"
+        while (tokenizer([text], context_length=200) != 0).sum() < length:
+            text += " x"
+        return text
+
+    lengths = (2, model.context_length, model.context_length + 1, 90)
+    assert clip_score.truncated(model, tokenizer, [of(n) for n in lengths]).tolist() == [
+        False, False, True, True
+    ]  # fmt: skip
+
+
+def test_kinds_of_caption_are_summarised(scorer):
+    kinds = {"full": TEXTS, "none": ["x"] * len(TEXTS), "long": ["x " * 60] * len(TEXTS)}
+    scores, summary = clip_score.by_kind(*scorer, IMAGES, kinds)
+    assert np.array_equal(scores["full"], clip_score.clip_scores(*scorer, IMAGES, TEXTS))
+    assert summary.loc["full", "CLIP score"] == pytest.approx(scores["full"].mean())
+    assert (summary["low"] <= summary["CLIP score"]).all()
+    assert (summary["CLIP score"] <= summary["high"]).all()
+    assert summary["share cut"].tolist()[1:] == [0, 1]

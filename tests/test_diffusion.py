@@ -272,8 +272,9 @@ def test_micro_batches_sum_to_the_batch():
     parts = diffusion.step_loss(model, latents, ORIGINAL, SYNTHETIC, **options, micro_batch=2)
     losses = []
     for part in parts(2):
-        part["loss"].backward()
-        losses.append(part["loss"].item())
+        loss = part()["loss"]
+        loss.backward()
+        losses.append(loss.item())
     assert len(losses) == 3 and sum(losses) == pytest.approx(whole.item(), rel=1e-5)
     assert torch.allclose(model.conv_in.weight.grad, wanted, rtol=1e-3, atol=1e-6)
     same = diffusion.step_loss(model, latents, ORIGINAL, SYNTHETIC, **options, micro_batch=5)(2)

@@ -7,12 +7,23 @@ import shutil
 from contextlib import contextmanager
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dalle3lib import UserError, captioner, foundation, paths, quality, text, vae
+from dalle3lib import (
+    UserError,
+    captioner,
+    captioner_training,
+    foundation,
+    paths,
+    quality,
+    text,
+    vae,
+)
 from dalle3lib.evals import clip_score
+from dalle3lib.images import overlap
 from dalle3lib.world.questions import KINDS
 
 torch.set_num_threads(1)
@@ -46,6 +57,8 @@ def small_recipes():
         for name in ("held_out", "held_out_scenes"):
             every = getattr(quality, name)
             patch.setattr(quality, name, lambda count, every=every: every(min(count, 100)))
+        unseen = foundation.held_out(count=30)
+        patch.setattr(foundation, "held_out", lambda noise=0.5: unseen)
         yield
 
 
@@ -200,6 +213,21 @@ def test_fine_tunes_start_from_the_base_and_part(shipped):
     assert any(not torch.equal(ssc[name], dsc[name]) for name in base)
 
 
+def test_captioners_write_their_curves(shipped):
+    for name in quality.LEARNED:
+        assert "training.csv" in quality.manifest(name)["files"]
+        curve = pd.read_csv(shipped / name / "training.csv")
+        assert list(curve.columns) == ["step", "captioning", "contrastive", "held_out"]
+        assert curve["step"].tolist() == [3] and curve["held_out"].notna().all()
+        assert (curve["contrastive"] > 0).all() == (name == "coca-base")
+
+
+def test_captioners_are_measured_on_scenes_of_their_own():
+    unseen = foundation.held_out(0.1)
+    assert len(unseen) == 500 and {r.key[:3] for r in unseen} == {"dev"}
+    assert overlap(unseen, quality.held_out(500)).get("keys") == 0
+
+
 def test_captioners_share_a_tokenizer(shipped):
     tokens = []
     for name in ("coca-base", "coca-ssc", "coca-dsc"):
@@ -252,6 +280,30 @@ def test_a_full_disk_is_one_sentence(trained, tmp_path, monkeypatch):
     with small_recipes(), pytest.raises(UserError, match="disk is full"):
         foundation.train_one("vae", tmp_path)
     assert not (tmp_path / "vae" / "manifest.json").exists()
+
+
+def test_a_live_fine_tune_is_measured_and_checked(shipped, tmp_path, capsys):
+    records = foundation.world_records("foundation", 16)
+    unseen = foundation.held_out(count=12)
+    model, tokenizer, log = foundation.fine_tune_captioner(
+        "dsc",
+        records,
+        shipped / "coca-base",
+        tmp_path,
+        seed=0,
+        steps=4,
+        batch=4,
+        lr=1e-3,
+        unseen=unseen,
+        held_out_every=2,
+    )
+    assert log["held_out_step"] == [2, 4] and len(log["held_out"]) == 2
+    human = [record.descriptive for record in unseen]
+    nats = captioner_training.token_log_likelihood(
+        model, tokenizer, foundation.stack(unseen), human
+    )
+    assert nats == pytest.approx(log["held_out"][-1])
+    assert "Degenerate captions: 12 of 12" in capsys.readouterr().out  # it has learned nothing
 
 
 def test_a_live_fine_tune_leaves_the_base_alone(shipped, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dalle3lib import UserError
+from dalle3lib import UserError, coco
 from dalle3lib.images import (
     SPLITS,
     Folder,
@@ -552,3 +552,14 @@ def test_the_first_of_a_folder_for_evaluation(photos):
     assert len(first_of_folder(photos, 1000, 16)) == len(everything)
     with pytest.raises(UserError, match="is not a folder"):
         first_of_folder(photos / "nothing", 4, 32)
+
+
+def test_references_are_all_captions_in_the_order_of_their_ids(tmp_path):
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    said = [(7, 1, "second"), (3, 1, " first\n one "), (9, 2, "only"), (8, 2, " ")]
+    annotations = [{"id": i, "image_id": image, "caption": text} for i, image, text in said]
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "captions.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    found = coco.references(tmp_path)
+    assert found == {"a.png": ["first one", "second"], "b.png": ["only"]}

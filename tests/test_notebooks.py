@@ -119,7 +119,7 @@ def test_one_seed_gives_no_verdict(smoke):
     where, _ = smoke
     rows = {row["id"]: row for row in claims.ledger(where / "smoke")}
     assert {row["chapter"] for row in rows.values() if row["run"]} == {
-        "02_captioning",
+        "03_ssc_dsc",
         "04_caption_kind",
     }
     for row in rows.values():
@@ -155,7 +155,7 @@ def test_the_book_of_a_folder_of_photographs(benchmarks, tmp_path):
     assert code == 0, said
     (root,) = (path for path in tmp_path.iterdir() if path.name.startswith("smoke-coco-mini"))
     made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}
-    assert {"01_world", "02_captioning", "04a_train_arm", "04_caption_kind"} <= made
+    assert {"01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind", "04a_train_arm"} <= made
     assert not made & {"00_foundations", "99_ledger"}
 
 

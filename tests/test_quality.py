@@ -1,14 +1,17 @@
 """How good the foundations are: measures by hand, with models that are known."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from tiny_coca import random_images, random_model, tiny_tokenizer
 
-from dalle3lib import UserError, captioner, captioner_training, quality
+from dalle3lib import UserError, caption_facts, captioner, captioner_training, captions, quality
 from dalle3lib.images import stack
+from dalle3lib.randomness import rng
 from dalle3lib.world import World
 
 torch.set_num_threads(1)
@@ -63,14 +66,6 @@ def test_an_autoencoder_that_loses_nothing(monkeypatch):
     assert grey["read_colour-shape"] == 0 and grey["psnr_db"] < 15
 
 
-def test_the_main_subject_is_the_larger_object():
-    small, large = {"shape": "star", "size": "small"}, {"shape": "moon", "size": "large"}
-    record = replace(RECORDS[0], facts={"objects": [small, large], "word": None})
-    assert quality.main_subject(record).facts == {"objects": [large], "word": None}
-    equals = replace(RECORDS[0], facts={"objects": [small, dict(small, shape="heart")]})
-    assert quality.main_subject(equals).facts["objects"] == [small]
-
-
 @pytest.mark.parametrize("field", ["alt", "short", "descriptive"])
 def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
     """One that writes the human captions states what they state."""
@@ -86,6 +81,60 @@ def test_a_captioner_is_marked_by_its_own_captions(monkeypatch, field):
         assert measured == {"states_colour": 1, "states_shape": 1}
     else:
         assert set(measured.values()) == {1} and "states_background" in measured
+
+
+# ---- the alarm -----------------------------------------------------------------------------------
+
+GOOD = [f"a {colour} {shape}." for colour in ("red", "blue", "pink") for shape in ("star", "moon")]
+
+
+def test_people_do_not_loop(benchmarks):
+    records = World("dev", 300)
+    texts = [text for kind in captions.by_kind(list(records)).values() for text in kind]
+    photographs = json.loads((benchmarks / "coco-mini" / "captions_train2017.json").read_text())
+    texts += [entry["caption"] for entry in photographs["annotations"]]
+    assert [text for text in texts if captions.looping(text)] == []
+    assert quality.alarms([r.descriptive for r in records]) == []
+    assert quality.alarms([r.short for r in records]) == []
+
+
+def test_nothing_is_wrong_with_good_captions():
+    assert quality.alarms(GOOD, [False] * 6) == [] == quality.alarms(GOOD)
+    assert quality.alarms(GOOD[:2] * 2) == []  # twice may be chance
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (["", " "], "2 of 8 captions (25.0%) are empty, more than 0%: for example ''"),
+        (["so so so"], "1 of 7 captions (14.3%) repeat themselves without end, more than 2%"),
+        ([GOOD[0]] * 3, "4 of 9 captions (44.4%) are one and the same, more than 10%"),
+    ],
+)
+def test_each_symptom_is_a_sentence_with_an_example(bad, said):
+    found = quality.alarms(GOOD + bad)
+    assert len(found) == 1 and said in found[0] and repr(bad[0].strip()) in found[0]
+
+
+def test_captions_without_an_end():
+    (found,) = quality.alarms(GOOD, [True] * 2 + [False] * 4)
+    assert "2 of 6 captions (33.3%) were cut" in found and repr(GOOD[0]) in found
+
+
+def test_a_broken_captioner_is_found_out():
+    """Its last layer sees nothing of the picture and prefers one token, which never ends."""
+    tokenizer = tiny_tokenizer()
+    model, images = random_model(tokenizer), random_images(12)
+    fine = captioner.write(model, tokenizer, images, max_len=16, progress=False)
+    with torch.no_grad():
+        model.text_decoder.ln_final.weight.zero_()
+        model.text_decoder.text_projection[:, tokenizer("red").input_ids[1]] = 9
+        model.text_decoder.ln_final.bias.fill_(1)
+    broken = captioner.write(model, tokenizer, images, max_len=16, progress=False)
+    found = " ".join(quality.alarms(broken.texts, broken.truncated))
+    for symptom in ("12 of 12 captions (100.0%) repeat", "one and the same", "were cut"):
+        assert symptom in found
+    assert "one and the same" not in " ".join(quality.alarms(fine.texts))
 
 
 def test_a_missing_manifest_is_a_sentence(tmp_path, monkeypatch):
@@ -124,3 +173,18 @@ def test_pairs_kept_in_other_words(monkeypatch):
     swapped = {said[0]: "a blue circle below a red star.", said[1]: "a pink moon."}
     assert quality.rewording(Parrot(str), Words()) == {"pairs_kept": 1}
     assert quality.rewording(Parrot(swapped.get), Words()) == {"pairs_kept": round(1 / 3, 3)}
+
+
+def test_goals_by_hand():
+    facts = [r.facts for r in RECORDS]
+    right = [r.short for r in RECORDS]
+    rates = caption_facts.rates(
+        caption_facts.tally([r.descriptive for r in RECORDS], facts), rng(0, "test")
+    )
+    table = quality.goals(right, facts, rates)
+    assert table["measured"].tolist() == [1, 1, 1] and table["reached"].all()
+    assert table["goal"].tolist() == list(quality.GOALS.values())
+    wrong = quality.goals(["a thing.", *right[1:]], facts, rates)
+    assert wrong["measured"].tolist() == [pytest.approx(5 / 6), 1, 1]
+    assert wrong["reached"].tolist() == [False, True, True]
+    assert wrong["low"].iloc[0] < 5 / 6 < wrong["high"].iloc[0]

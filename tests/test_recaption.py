@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_coca import tiny_config, tiny_tokenizer
 
-from dalle3lib import UserError, files, recaption
+from dalle3lib import UserError, captioner, files, recaption
 from dalle3lib.world import World
 
 RECORDS = list(World("train", 6))
@@ -137,3 +138,24 @@ def test_a_damaged_captioner(foundations, tiny_foundation, tmp_path, monkeypatch
     with pytest.raises(UserError, match="open_clip_model.safetensors is damaged"):
         recaption.synthetic_captions(RECORDS[:1], "ssc")
     assert recaption.synthetic_captions(RECORDS[:1], "dsc")  # the other is whole
+
+
+def test_a_captioner_is_found_by_what_the_parameters_say(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = captioner.build(tokenizer, 0, tiny_config())
+    captioner.save(model, tokenizer, tmp_path / "mine")
+    *_, length = recaption.find_captioner("ssc", str(tmp_path / "mine"))
+    assert length == 40  # its own context: nobody knows how long its captions are meant to be
+    with pytest.raises(UserError, match="no captioner in nowhere"):
+        recaption.find_captioner("ssc", "nowhere")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        recaption.find_captioner("ssc", "coca_ViT-B-32:no_such_tag")
+
+
+def test_shipped_captioners_have_their_lengths(monkeypatch):
+    asked = []
+    monkeypatch.setattr(captioner, "load", lambda path: (asked.append(path), None))
+    monkeypatch.setattr(recaption.paths, "foundation", lambda name: name)
+    found = {kind: recaption.find_captioner(kind)[2] for kind in ("base", "ssc", "dsc")}
+    assert found == {"base": 48, "ssc": 16, "dsc": 48}
+    assert asked == ["coca-base", "coca-ssc", "coca-dsc"]

@@ -187,3 +187,29 @@ def test_intervals_refuse_what_they_cannot_resample(values):
 def test_pairs_must_match():
     with pytest.raises(UserError, match="3 and 2"):
         stats.paired_bootstrap([1, 2, 3], [1, 2], rng())
+
+
+def test_ratio_interval_of_equal_ratios_has_no_width():
+    wholes = np.array([[1.0, 0.0], [2.0, 0.0], [5.0, 0.0]])
+    low, high = stats.ratio_interval(wholes / 2, wholes, np.random.default_rng(0))
+    assert low[0] == high[0] == pytest.approx(0.5)
+    assert np.isnan(low[1]) and np.isnan(high[1])  # nothing to divide by
+
+
+def test_ratio_interval_is_that_of_the_mean_where_all_wholes_are_one():
+    values = np.random.default_rng(1).random(200)
+    ends = stats.ratio_interval(values[:, None], np.ones((200, 1)), np.random.default_rng(2))
+    expected = stats.mean_interval(values, np.random.default_rng(3))
+    assert [end[0] for end in ends] == pytest.approx(expected, abs=0.004)
+
+
+def test_ratio_interval_weighs_units_by_their_wholes():
+    parts, wholes = np.array([[0.0], [90.0]] * 20), np.array([[10.0], [90.0]] * 20)
+    low, high = stats.ratio_interval(parts, wholes, np.random.default_rng(0))
+    assert low[0] < 0.9 < high[0] and low[0] > 0.8
+
+
+@pytest.mark.parametrize("bad", [np.ones(3), np.ones((1, 2)), np.ones((3, 2)), [[1], [np.nan]]])
+def test_ratio_interval_needs_two_equal_tables(bad):
+    with pytest.raises(UserError):
+        stats.ratio_interval(bad, np.ones((2, 1)), np.random.default_rng(0))

@@ -7,6 +7,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dalle3lib import UserError, diffusion, unet
-from dalle3lib.train import learning_rate, load_checkpoint, save_checkpoint, train, update_ema
+from dalle3lib.checkpoints import load_checkpoint, save_checkpoint
+from dalle3lib.train import accumulate, learning_rate, train, update_ema
 
 torch.set_num_threads(1)
 STEPS = 40
@@ -229,3 +231,106 @@ def test_tied_weights_are_saved_and_stay_tied(tmp_path):
     saved = load_file(tmp_path / "checkpoints" / "step-000008" / "model.safetensors")
     assert saved["a.weight"].equal(saved["b.weight"])
     assert json.loads((tmp_path / "checkpoints/step-000008/manifest.json").read_text())["step"] == 8
+
+
+# ---- measuring on held-out data, and stopping early ----------------------------------------------
+
+
+def climb(directory: Path, best_at: float = 0.2, measured: bool = True, **options):
+    """A weight is pulled from 0 to 1, past ``best_at``, where the held-out loss is least.
+
+    Returns the weight that training leaves and the log.
+    """
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        noise = np.random.default_rng(step).standard_normal()
+        return {"loss": (model.weight - 1).square().sum() + 0.01 * noise * model.weight.sum()}
+
+    def held_out() -> float:
+        assert not model.training and not torch.is_grad_enabled()
+        return float((model.weight - best_at).square())
+
+    common = {"steps": 60, "lr": 0.01, "warmup": 1, "weight_decay": 0, "held_out_every": 5}
+    if measured:
+        options["held_out"] = held_out
+    log = train(model, loss, directory=directory, **common | options)
+    assert not measured or model.training
+    return model.weight.item(), log
+
+
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path):
+    weight, log = climb(tmp_path, patience=2)
+    values = log["held_out"]
+    best = values.index(min(values))
+    assert 0 < best == len(values) - 3  # two measurements later it stopped
+    assert log["held_out_step"] == [5 * (i + 1) for i in range(len(values))]
+    assert len(log["loss"]) == log["held_out_step"][-1] < 60
+    assert (weight - 0.2) ** 2 == pytest.approx(min(values))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert climb(tmp_path, patience=2) == (weight, log)  # stopped is finished
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_held_out_loss_that_still_falls_stops_nothing(tmp_path):
+    weight, log = climb(tmp_path, best_at=5, patience=1)
+    assert len(log["loss"]) == 60 and log["held_out"] == sorted(log["held_out"], reverse=True)
+    assert (weight - 5) ** 2 == pytest.approx(log["held_out"][-1])
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.8])
+def test_measuring_alone_changes_no_bit(tmp_path, ema_decay):
+    weight, log = climb(tmp_path / "a", ema_decay=ema_decay, steps=33)
+    plain, without = climb(tmp_path / "b", ema_decay=ema_decay, steps=33, measured=False)
+    assert weight == plain and log["loss"] == without["loss"] and set(without) == {"loss"}
+    assert log["held_out_step"] == [5, 10, 15, 20, 25, 30, 33]
+    assert log["held_out"][-1] == pytest.approx((weight - 0.2) ** 2)  # of the average, if any
+    assert not list(tmp_path.rglob("best.safetensors"))
+
+
+def test_the_best_average_is_what_stays(tmp_path):
+    weight, log = climb(tmp_path, ema_decay=0.8, patience=1)
+    assert len(log["loss"]) < 60
+    assert (weight - 0.2) ** 2 == pytest.approx(min(log["held_out"]), rel=1e-4)
+
+
+def test_history_and_best_weights_survive_kills(tmp_path):
+    """Killed at random moments, training stops where it would have, with the same bits."""
+    options = {"patience": 4, "checkpoint_every": 1, "ema_decay": 0.8}
+    climb(tmp_path / "whole", **options)
+    expected, moment, hits = bits(tmp_path / "whole"), random.Random(0), 0
+    assert "best.safetensors" in expected
+    for run in range(3):
+        where = tmp_path / str(run)
+        for _ in range(4):
+            child = start(lambda where=where: climb(where, **options))
+            hits += killed(child, moment.uniform(0.02, 0.25))
+        weight, log = climb(where, **options)
+        assert bits(where) == expected
+        assert (weight - 0.2) ** 2 == pytest.approx(min(log["held_out"]), rel=1e-4)
+    assert hits > 2
+
+
+def test_a_held_out_loss_that_is_no_number_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="held-out loss is not finite"):
+        climb(tmp_path, best_at=float("nan"))
+
+
+# ---- a step in parts -----------------------------------------------------------------------------
+
+
+def test_parts_of_a_step_add_up():
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    model = nn.ParameterList([weight])
+
+    def part(scale, gradient):
+        # made one after the other: the ones before have given their gradient
+        assert (weight.grad is None and not gradient) or weight.grad[0] == gradient
+        return {"loss": (scale * weight).sum(), "other": torch.tensor(scale)}
+
+    parts = [partial(part, *of) for of in ((1.0, 0.0), (2.0, 1.0), (3.0, 3.0))]
+    assert accumulate(model, parts) == {"loss": -6.0, "other": 6.0}
+    assert weight.grad.tolist() == [6, 6]
+    assert accumulate(model, {"loss": weight.sum()}) == {"loss": -1.0}
+    assert weight.grad.tolist() == [7, 7]

@@ -55,8 +55,9 @@ class Project:
         for name in ("used", "unused"):
             (root / "dalle3lib" / f"{name}.py").write_text("def f():\n    return 1\n")
         (root / "book").mkdir()
-        for stem in ("00_foundations", "01_world", "02_captioning", "13_playground", "99_ledger"):
+        for stem in ("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "13_playground"):
             self.notebook(stem)
+        self.notebook("99_ledger")
         self.notebook("04a_train_arm", ARM, names=', "kind", "ratio", "seed"')
         self.notebook("04_caption_kind", "arms: list = None  # arms\n")
         self.preset(PRESET)
@@ -124,7 +125,7 @@ def photos(tmp_path: Path) -> str:
 def test_only_what_changed_runs_again(project):
     code, ran, said = project.make()
     assert code == 0, said
-    everything = ["00_foundations", "01_world", "02_captioning", "04_caption_kind",
+    everything = ["00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind",
                   "04a_train_arm--dsc-95-0", "13_playground", "99_ledger"]  # fmt: skip
     assert ran == everything
     index = project.root / "book" / "_build" / "smoke" / "html" / "index.html"
@@ -166,7 +167,8 @@ def test_a_failed_chapter_stops_only_what_reads_it(project):
 def test_a_folder_of_images_gets_the_chapters_that_can_use_it(project, photos):
     code, ran, said = project.make(photos)
     assert code == 0, said
-    chapters = ["01_world", "02_captioning", "04_caption_kind", "04a_train_arm--dsc-95-0"]
+    chapters = ["01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"]
+    chapters += ["04a_train_arm--dsc-95-0"]
     assert ran == chapters
     assert sorted(os.listdir(project.root / "runs")) == [".cache", project.runs(photos).name]
     assert project.make(photos)[1] == []

@@ -60,11 +60,15 @@ def random_model(tokenizer, seed: int = 0, **changes) -> open_clip.CoCa:
     return spread(captioner.build(tokenizer, seed, tiny_config(**changes)), seed)
 
 
-def public_model(name: str, seed: int = 0) -> open_clip.CoCa:
-    """A public architecture, narrow and shallow; text length, vocabulary, tokenizer as they are."""
+def public_model(name: str, seed: int = 0, **vision) -> open_clip.CoCa:
+    """A public architecture, narrow and shallow; text length, vocabulary, tokenizer as they are.
+
+    Images have two patches a side unless ``vision`` says something else of the image encoder.
+    """
     config = open_clip.get_model_config(name)
     config["embed_dim"], patch = 64, config["vision_cfg"]["patch_size"]
     config["vision_cfg"] |= {"image_size": 2 * patch, "width": 64, "head_width": 16, "layers": 2}
+    config["vision_cfg"] |= vision
     for tower in ("text_cfg", "multimodal_cfg"):
         config[tower] |= {"width": 64, "heads": 4, "layers": 2}
     return spread(captioner.build(open_clip.get_tokenizer(name), seed, config), seed)

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3lib import UserError, captioner, captioner_training
+from dalle3lib import UserError, captioner, captioner_training, stats
 from dalle3lib.images import centre_square
+from dalle3lib.randomness import rng
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
 # text feature is the state of the end token (id 1 of the world's tokenizer).
@@ -103,6 +105,16 @@ def resized(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     return np.stack([centre_square(Image.fromarray(image), size) for image in images])
 
 
+def truncated(model: torch.nn.Module, tokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Which texts are longer than the scorer's context, so that it sees their beginning only.
+
+    Bool [N].
+    """
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    tokens = tokenizer(list(texts), context_length=model.context_length + 1)
+    return (tokens[:, -1] != (getattr(inner, "pad_token_id", 0) or 0)).numpy()
+
+
 def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Sequence[str]):
     """The CLIP score of each image with its own text: float64 array [N], in [-100, 100].
 
@@ -114,15 +126,18 @@ def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Se
     return 100 * F.cosine_similarity(*features).double().cpu().numpy()
 
 
-def retrieval_top1(image: Tensor, text: Tensor, pool: int = 100) -> float:
-    """The share of images [N, d] that pick their own text [N, d] from among ``pool`` texts.
+def by_kind(
+    model: torch.nn.Module, tokenizer, images: np.ndarray, texts: dict[str, Sequence[str]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The CLIP scores of several kinds of caption of the same images [N], and their summary.
 
-    The texts are compared in consecutive pools; an incomplete last pool is left out, unless it is
-    the only one.
+    The scores have a row per image and a column per kind; the summary a row per kind with the
+    mean "CLIP score", its 95 % interval over images, and the "share cut" by the scorer's context.
     """
-    pool = min(pool, len(image))
-    hits = [
-        (image[i : i + pool] @ text[i : i + pool].T).argmax(1) == torch.arange(pool)
-        for i in range(0, len(image) - pool + 1, pool)
-    ]
-    return torch.cat(hits).double().mean().item()
+    scores = {kind: clip_scores(model, tokenizer, images, found) for kind, found in texts.items()}
+    rows = {}
+    for kind, found in texts.items():
+        low, high = stats.mean_interval(scores[kind], rng(0, kind))
+        cut = truncated(model, tokenizer, found).mean()
+        rows[kind] = {"CLIP score": scores[kind].mean(), "low": low, "high": high, "share cut": cut}
+    return pd.DataFrame(scores), pd.DataFrame(rows).T

@@ -59,6 +59,11 @@ class Scene:
         objects = [{k: v for k, v in asdict(o).items() if k not in drop} for o in self.objects]
         return {"background": self.background, "objects": objects, "word": self.word}
 
+    @classmethod
+    def from_facts(cls, facts: dict) -> "Scene":
+        """The scene of which ``facts()`` gives these facts, every object exactly at its place."""
+        return cls(facts["background"], tuple(Thing(**o) for o in facts["objects"]), facts["word"])
+
     def main(self) -> Thing:
         """The main subject: the larger object, the first in reading order among equals."""
         return max(self.objects, key=lambda o: o.size == "large")

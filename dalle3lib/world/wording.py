@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from dalle3lib.captions import names
+from dalle3lib.caption_facts import parse
 from dalle3lib.randomness import rng
 from dalle3lib.world.language import (
     INVERSE,
@@ -54,14 +54,14 @@ def known_words() -> frozenset[str]:
 def coloured_shapes(prompt: str) -> list[tuple[str, str]]:
     """The (colour, shape) pairs that a prompt names, in its order, each once.
 
-    Texture and size may stand between the two ("red striped circle"), and the colour may follow
-    with "in" ("a striped circle in red").
+    A colour counts for the shape that it is said of, as ``caption_facts.parse`` reads it.
     """
-    colour, shape = f"({'|'.join(COLOURS)})", f"({'|'.join(SHAPES)})(?:e?s)?"
-    between = f"(?: (?:{'|'.join((*TEXTURES, *SIZES))}))*"
-    pattern = rf"\b{colour}{between} {shape}\b|\b{shape} in {colour}\b"
-    found = re.findall(pattern, _unquoted(prompt))
-    return list(dict.fromkeys((a or d, b or c) for a, b, c, d in found))
+    pairs = []
+    for said in parse(prompt).objects:
+        named = {s.attribute: s.value for s in reversed(said)}
+        if "colour" in named:
+            pairs.append((named["colour"], named["shape"]))
+    return list(dict.fromkeys(pairs))
 
 
 def questions_about(prompt: str) -> list[str]:
@@ -77,7 +77,8 @@ def questions_about(prompt: str) -> list[str]:
         for relation in (*INVERSE, *INVERSE.values()):
             if re.search(rf"\b{relation} (an?|the) ", plain):
                 asked.append(f"is the {first} {relation} the {second}?")
-    asked += [f"is the background {name}?" for name in BACKGROUNDS if names(prompt, name)]
+    behind = [s.value for s in parse(prompt).scene if s.attribute == "background"]
+    asked += [f"is the background {name}?" for name in behind]
     asked += ["how many objects are there?"] * bool(things)
     asked += ["which word is printed?"] * ('"' in prompt)
     return asked

@@ -1,0 +1,182 @@
+"""Fine-tuning any captioner on human captions: SSC and DSC (paper §2.1).
+
+The captioner may be a CoCa of open_clip, such as ``coca_ViT-L-14``, or the world's; the captions
+belong to photographs in a folder (``caption_sets``), or to the world. The shipped captioners are
+made by the same training in ``foundation``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle3lib import (
+    UserError,
+    caption_sets,
+    captioner,
+    captioner_training,
+    files,
+    foundation,
+    quality,
+    recaption,
+)
+from dalle3lib.captions import by_kind
+from dalle3lib.images import stack
+
+READ_AGAIN = 200  # held-out images that the finished captioner captions, for the alarm
+
+
+def lessons(
+    kind: str, data: Path | str, split: str, size: int, count: int | None = None
+) -> tuple[Sequence[np.ndarray], list[str]]:
+    """Images uint8 [size, size, 3] and the human captions to learn from, one for one.
+
+    ``kind`` ("ssc" or "dsc") says whether short or long captions of the world are meant, where
+    ``data`` is "world" (at most 60,000 scenes); of a folder, see ``caption_sets.pairs``. ``split``
+    is "train" or "dev". At most ``count`` pairs; of an image with five captions, only one in "dev".
+    ``images[rows]`` is an array for any rows. UserError for data that is missing or cannot be read.
+    """
+    if data == "world":
+        if split == "train":
+            records = foundation.world_records("foundation", count or 8000)
+        else:
+            records = foundation.held_out(count=count or 500)
+        return stack(records), by_kind(records)[foundation.FINE_TUNING[kind]]
+    found = caption_sets.pairs(data, split, kind, every=split == "train")
+    paths, texts = found.paths[:count], found.captions[:count]
+    return caption_sets.Photographs(paths, size), texts
+
+
+def provenance(kind: str, data: Path | str) -> dict[str, Any]:
+    """What a manifest says of the captions: set, licence, revision."""
+    if data == "world":
+        return {"set": "the world's human captions", "licence": "this repository's"}
+    return caption_sets.provenance(data, kind)
+
+
+def fine_tune(
+    kind: str,
+    base: str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    context: int | None = None,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int = 0,
+    examples: int | None = None,
+    unseen: int = 500,
+    held_out_every: int = 250,
+    patience: int | None = 4,
+    device: str = "cpu",
+    strict: bool = False,
+    **options,
+) -> dict[str, Any]:
+    """Fine-tune a CoCa on the captions in ``data``; write it to ``out``; return its manifest.
+
+    ``kind`` is "ssc" or "dsc". ``base`` is "shipped" (the world's), a directory made by
+    ``captioner.save``, or the name of an open_clip model with the tag of its weights, such as
+    "coca_ViT-L-14:laion2b_s13b_b90k". ``context`` tokens make room for long captions
+    (``captioner.extend_context``); what still does not fit is cut, and the share of such captions
+    is printed first. Training on the first ``examples`` pairs of ``lessons`` (all) has the
+    captioning loss alone, stops when the likelihood of ``unseen`` held-out images' captions has not
+    improved for ``patience`` measurements, and keeps the best weights. ``options`` go to
+    ``train_captioner``: micro-batches, bfloat16, gradient checkpointing, warm-up.
+
+    ``out`` has open_clip's ``local-dir:`` layout, with the curve (``training.csv``) and a manifest
+    that names data, licence and revision. The same call again goes on where it was interrupted,
+    and returns the manifest of finished work. What is degenerate about the captions of held-out
+    images is printed and noted (``quality.alarms``); if ``strict``, it is a UserError, raised when
+    everything is written. UserError also for data that is missing or cannot be read.
+    """
+    out = Path(out).expanduser()
+    settings = {"kind": kind, "base": str(base), "context": context, "examples": examples}
+    settings |= {"steps": steps, "batch": batch, "lr": lr, "seed": seed, "unseen": unseen}
+    settings |= {"held_out_every": held_out_every, "patience": patience, **options}
+    settings["data"] = provenance(kind, data)
+    _claim(out, settings)
+    if not (out / "manifest.json").is_file():
+        started = quality.clock()
+        model, tokenizer, _ = recaption.find_captioner("base", str(base))
+        size = model.to(device).visual.image_size[0]
+        images, captions = lessons(kind, data, "train", size, examples)
+        held_out = lessons(kind, data, "dev", size, unseen)
+        if context:
+            captioner.extend_context(model, max(context, model.context_length))
+        cut = report_truncation(model, tokenizer, captions)
+        measured = {"nats_per_token_before": _nats(model, tokenizer, *held_out)}
+        log = captioner_training.train_captioner(
+            model,
+            tokenizer,
+            images,
+            captions,
+            seed=seed,
+            steps=steps,
+            batch_size=batch,
+            lr=lr,
+            directory=out,
+            contrastive=0.0,
+            captioning=1.0,
+            held_out=held_out,
+            held_out_every=held_out_every,
+            patience=patience,
+            description=f"fine-tuning {kind.upper()}",
+            **options,
+        )
+        captioner.save(model.eval(), tokenizer, out)
+        captioner_training.write_curve(log, out)
+        measured["nats_per_token"] = _nats(model, tokenizer, *held_out)
+        written = captioner.write(
+            model, tokenizer, held_out[0][:READ_AGAIN], max_len=model.context_length, batch_size=32
+        )
+        quality.write_manifest(
+            out,
+            started,
+            seed=seed,
+            steps=len(log["loss"]),
+            measured={name: round(value, 4) for name, value in measured.items()},
+            data=settings["data"] | {"pairs": len(captions), "truncated": round(cut, 4)},
+            alarms=quality.alarms(written.texts, written.truncated),
+        )
+    return _finished(out, strict)
+
+
+def report_truncation(model, tokenizer, captions: list[str]) -> float:
+    """The share of captions that are longer than the model's context, also printed."""
+    length = model.context_length
+    cut = captioner_training.truncated_share(tokenizer, captions, length, model.pad_id)
+    print(f"{cut:.1%} of {len(captions):,} captions are longer than {length} tokens: cut there.")
+    return cut
+
+
+def _nats(model, tokenizer, images: Sequence[np.ndarray], captions: list[str]) -> float:
+    return captioner_training.token_log_likelihood(model.eval(), tokenizer, images, captions, 32)
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in the directory; UserError if it holds work with others."""
+    with files.guard(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not (out / "settings.json").is_file():
+        files.write_atomic(out / "settings.json", files.to_json(settings).encode())
+    found = files.read_json(out / "settings.json")
+    if changed := [k for k in found | settings if found.get(k) != settings.get(k)]:
+        raise UserError(
+            f"{out} holds a fine-tuning with another {', '.join(changed)}: choose another "
+            "directory, or remove this one."
+        )
+
+
+def _finished(out: Path, strict: bool) -> dict[str, Any]:
+    """The manifest of a finished fine-tuning, its files checked; UserError if ``strict``."""
+    manifest = files.read_json(out / "manifest.json")
+    if problem := files.damage(out, manifest["files"]):
+        raise UserError(f"The captioner in {out} cannot be used: {problem}; fine-tune it again.")
+    if strict and manifest["alarms"]:
+        raise UserError(
+            f"The captioner in {out} is written, but its captions are degenerate: "
+            f"{' '.join(manifest['alarms'])} Lower the learning rate or look at the data."
+        )
+    return manifest
