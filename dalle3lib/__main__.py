@@ -243,10 +243,10 @@ def _announce(options: argparse.Namespace) -> None:
 
     Nothing has started by then.
     """
-    from dalle3lib import plan
-
     cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
     if cfg.get("device", "cpu") != "cpu" or cfg.get("size", 64) != 64:
+        from dalle3lib import plan
+
         print(plan.report(cfg), flush=True)
         plan.check(cfg)
 
