@@ -34,11 +34,20 @@ SD_VAE = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
 }
-DATA = """CC3M as tars (576, 2.9 million images): hf download pixparse/cc3m-wds --repo-type dataset
-    --include 'cc3m-train-*.tar' --revision 46f3d69f840e59d77d52e8decfe5baec97e94c7f
-    --local-dir cc3m  (CC12M is pixparse/cc12m-wds: 2,176 tars, 11.0 million images)
-COCO 2014 val: val2014.zip and annotations_trainval2014.zip from cocodataset.org, 6.2 and 0.24 GB;
-    of the annotations only captions_val2014.json may lie in coco2014/annotations"""
+STEPS = """\
+1. Images with alt-text. CC3M as tars (576, 2.9 million images of about 90 kB: 260 GB): hf download
+   pixparse/cc3m-wds --repo-type dataset --include 'cc3m-train-*.tar' --local-dir cc3m
+   --revision 46f3d69f840e59d77d52e8decfe5baec97e94c7f
+   or CC12M, pixparse/cc12m-wds (2,176 tars, 11.0 million images, four times that)
+2. COCO 2014 val, for evaluation only: val2014.zip (6.2 GB) and annotations_trainval2014.zip (0.24
+   GB) from cocodataset.org into {prompts_from}, of the annotations captions_val2014.json alone
+3. Two captioners, ssc and dsc: dalle3lib.fine_tuning.fine_tune from {coca}
+4. python -m dalle3lib recaption {images} {captions_from} --kind both --device cuda
+   --captioner ssc=… --captioner dsc=… --max-len dsc={longest}
+5. python -m dalle3lib recaption {prompts_from} {prompt_captions} --kind dsc --device cuda
+   --captioner dsc=… --max-len dsc={longest}
+6. make book PRESET={preset} DATA={images}"""
+LONGEST = 76  # tokens of a descriptive caption: what CoCa ViT-L/14 can write unless extended
 
 
 def flops(call: Callable[[], object]) -> float:
@@ -149,7 +158,7 @@ def work(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
         ),
     ]
     if cfg.captions_from != pairs.WRITTEN:
-        lengths = [LENGTH["ssc"], 76]
+        lengths = [LENGTH["ssc"], LONGEST]
         both = sum(map(coca_flops, lengths))
         stages.insert(
             0,
@@ -230,9 +239,10 @@ def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None
         f"  together {total:,.1f} GPU-hours at {share:.0%} of {peak:,.0f} TFLOP/s (assumed)"
     )
     if cfg.captions_from != pairs.WRITTEN:
-        lines += ["", "Data that you bring", *(f"  {line}" for line in DATA.split("\n"))]
         coca = next(model for model in pretrained.MODELS if model.role == "coca")
-        lines.append(f"the captioner to fine-tune (chapter 02): {coca}")
+        images = cfg.captions_from.removesuffix("-captions")
+        named = {"coca": coca, "longest": LONGEST, "preset": cfg.preset, "images": images}
+        lines += ["", "Before, in this order", *STEPS.format_map(cfg.values | named).splitlines()]
     if gone := folders(cfg):
         lines += ["", "Missing", *(f"  {line}" for line in gone)]
     return "\n".join(lines)
