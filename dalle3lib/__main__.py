@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.add_argument("-o", type=Path, metavar="OUT.ipynb", help="where the executed notebook goes")
     command("graph", graph_command)
+    plan = command("plan", plan_command)
+    plan.add_argument("--peak", type=float, help="of the GPU, in TFLOP/s (default: an H100's 990)")
+    plan.add_argument("--utilisation", type=float, help="share of it that is reached, 0 to 1")
     command("cache", cache_command)
     command("book", book_command)
     command("times", times_command)
@@ -202,6 +205,7 @@ def graph_command(options: argparse.Namespace) -> int:
     root = _root(options)
     for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
         config.from_preset(stem, preset=options.preset, data=options.data)
+    _announce(options)
     began = time.time()
     with guard(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -225,10 +229,33 @@ def graph_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def plan_command(options: argparse.Namespace) -> None:
+    """Print what a preset downloads, writes to disk and computes, with the arithmetic."""
+    from dalle3lib import plan
+
+    _root(options)
+    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
+    print(plan.report(cfg, options.peak or plan.PEAK, options.utilisation))
+
+
+def _announce(options: argparse.Namespace) -> None:
+    """Print the plan of a preset that needs a GPU or public models; UserError for what is missing.
+
+    Nothing has started by then.
+    """
+    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
+    if cfg.get("device", "cpu") != "cpu" or cfg.get("size", 64) != 64:
+        from dalle3lib import plan
+
+        print(plan.report(cfg), flush=True)
+        plan.check(cfg)
+
+
 def _snakemake(root: Path, preset: str, data: str) -> int:
     """Run the graph in ``workflow/Snakefile`` and return Snakemake's exit code."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
     command += ["--profile", "workflow/profiles/local", "--directory", str(root)]
+    command += ["--cores", str(config.jobs(preset))]
     command += ["--config", f"preset={preset}", f"data={json.dumps(data)}"]  # read as YAML
     python_path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path} | ONE_THREAD

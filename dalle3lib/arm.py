@@ -6,6 +6,7 @@ noise, and differ in nothing but the captions they train on.
 
 import copy
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from dalle3lib import (
     diffusion,
     files,
     foundation,
+    pairs,
     paths,
+    pretrained,
     quality,
     runs,
     stats,
@@ -31,7 +34,7 @@ from dalle3lib import (
 )
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score
-from dalle3lib.images import Record, open_source
+from dalle3lib.images import Record
 from dalle3lib.latents import Cache
 from dalle3lib.randomness import rng
 from dalle3lib.recaption import KINDS, synthetic_captions
@@ -74,11 +77,13 @@ def train_arm(
             f"There is no arm {cfg.kind} {cfg.ratio} %: the kind is original, ssc or dsc, and the "
             "ratio a percentage from 0 to 100."
         )
-    original = cache.states["original"]
+    original, device = cache.states["original"], pretrained.device(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        model = unet.build(tuple(cfg.channels), text_width=original[0].shape[1])
-    model = model.to(memory_format=torch.channels_last)
+        model = unet.build(
+            tuple(cfg.channels), original[0].shape[1], cache.latents.shape[-1], cfg.get("layers", 1)
+        )
+    model = model.to(device, memory_format=torch.channels_last)
     loss = diffusion.step_loss(
         model,
         cache.latents,
@@ -88,6 +93,9 @@ def train_arm(
         batch=cfg.batch,
         ratio=cfg.ratio,
         dropout=cfg.dropout,
+        device=device,
+        dtype=pretrained.dtype(cfg),
+        micro_batch=cfg.get("micro_batch", None),
     )
     log = train(
         model,
@@ -95,8 +103,8 @@ def train_arm(
         steps=cfg.steps,
         lr=cfg.lr,
         directory=directory,
-        warmup=min(100, cfg.steps // 4),
-        ema_decay=0.995,
+        warmup=min(cfg.get("warmup", 100), cfg.steps // 4),
+        ema_decay=cfg.get("ema_decay", 0.995),
         checkpoint_every=cfg.checkpoint_every,
         snapshots=snapshot_steps(cfg.steps, cfg.evaluations),
         description=f"{cfg.kind} {cfg.ratio} % seed {cfg.seed}",
@@ -107,8 +115,8 @@ def train_arm(
 def prompts(records: list[Record]) -> dict[str, list[str]]:
     """The two sets of prompts of Figure 4: the images' original captions, and descriptive ones.
 
-    A descriptive prompt is the human descriptive caption where a record holds one (the world),
-    otherwise what the DSC captioner writes, as in the paper.
+    A descriptive prompt is the record's own descriptive caption where it holds one (the world's is
+    human), otherwise what the shipped DSC captioner writes, as in the paper.
     """
     if all(r.descriptive for r in records):
         descriptive = [r.descriptive for r in records]
@@ -118,15 +126,16 @@ def prompts(records: list[Record]) -> dict[str, list[str]]:
 
 
 def evaluation_records(cfg: Parameters) -> list[Record]:
-    """The held-out records whose captions are the prompts: ``cfg.prompts`` of the dev split."""
-    return list(open_source(cfg.data, "dev", cfg.prompts, noise=cfg.noise))
+    """The held-out records whose captions are the prompts: the first ``cfg.prompts``."""
+    return pairs.held_out(cfg, cfg.prompts)
 
 
 @dataclass(frozen=True)
 class Studio:
     """What turns prompts into scored pictures, whatever the arm: the models and the prompts.
 
-    ``texts`` and ``states`` are by kind of prompt; ``records`` are the images they belong to.
+    ``texts`` and ``states`` are by kind of prompt; ``records`` are the images they belong to;
+    ``dtype`` is the precision in which the U-Net samples.
     """
 
     autoencoder: AutoencoderKL
@@ -134,15 +143,20 @@ class Studio:
     records: list[Record]
     texts: dict[str, list[str]]
     states: dict[str, list[Tensor]]
+    dtype: torch.dtype = torch.float32
 
 
-def studio(records: list[Record]) -> Studio:
-    """Load the shipped models and encode the two sets of prompts of the records."""
-    encoder, tokenizer = text.load(paths.foundation("t5"))
+def studio(records: list[Record], cfg: Parameters = pretrained.SHIPPED) -> Studio:
+    """Load the models that ``cfg`` names and encode the two sets of prompts of the records."""
+    device, dtype = pretrained.device(cfg), pretrained.dtype(cfg)
+    where = {role: pretrained.directory(role, n) for role, n in pretrained.chosen(cfg).items()}
+    encoder, tokenizer = text.load(where["t5"], dtype)
     texts = prompts(records)
-    states = {kind: text.encode(encoder, tokenizer, t) for kind, t in texts.items()}
-    autoencoder = vae.load(paths.foundation("vae"))
-    return Studio(autoencoder, clip_score.load(paths.foundation("clip")), records, texts, states)
+    states = {k: text.encode(encoder.to(device), tokenizer, t) for k, t in texts.items()}
+    del encoder  # the largest of the models; the others need its memory
+    autoencoder = vae.load(where["vae"]).to(device)
+    scorer, words = clip_score.load(where["clip"])
+    return Studio(autoencoder, (scorer.to(device), words), records, texts, states, dtype)
 
 
 def score(
@@ -156,9 +170,10 @@ def score(
     """
     rows, pictures = [], {}
     for kind, asked in on.texts.items():
-        options = {"seed": seed, "steps": steps, "guidance": guidance}
+        options = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": on.dtype}
         pictures[kind] = sample(model, on.autoencoder, on.states[kind], **options)
-        clip = clip_score.clip_scores(*on.scorer, pictures[kind], asked)
+        images = clip_score.resized(on.scorer[0], pictures[kind])
+        clip = clip_score.clip_scores(*on.scorer, images, asked)
         table = pd.DataFrame({"kind": kind, "prompt": asked, "score": clip})
         rows.append(table.join(quality.facts_read(pictures[kind], on.records)))
     return pd.concat(rows, ignore_index=True), pictures
@@ -167,11 +182,10 @@ def score(
 def choose_guidance(cfg: Parameters, model: UNet2DConditionModel) -> pd.Series:
     """The mean CLIP score of both kinds of prompt at each scale in ``cfg.guidances``.
 
-    The prompts are the ``cfg.tuning`` records of the dev split that follow those the arm is
-    evaluated on (fewer images than that overlap). The scale to use is the series' ``idxmax()``.
+    The prompts are the ``cfg.tuning`` held-out records that follow those the arm is evaluated on
+    (fewer images than that overlap). The scale to use is the series' ``idxmax()``.
     """
-    source = open_source(cfg.data, "dev", cfg.prompts + cfg.tuning, noise=cfg.noise)
-    on = studio(list(source)[-cfg.tuning :])
+    on = studio(pairs.held_out(cfg, cfg.prompts + cfg.tuning)[-cfg.tuning :], cfg)
     options = {"seed": cfg.seed, "steps": cfg.sampling_steps}
     means = {g: score(model, on, guidance=g, **options)[0].score.mean() for g in cfg.guidances}
     return pd.Series(means, name="CLIP score").rename_axis("guidance")
@@ -184,7 +198,7 @@ def score_snapshots(
 
     Returns all tables as one, and the last snapshot's pictures; ``model`` ends with its weights.
     """
-    on, tables, pictures = studio(evaluation_records(cfg)), [], {}
+    on, tables, pictures = studio(evaluation_records(cfg), cfg), [], {}
     options = {"seed": cfg.seed, "steps": cfg.sampling_steps, "guidance": guidance}
     for step in snapshot_steps(cfg.steps, cfg.evaluations):
         model.load_state_dict(load_file(directory / f"ema-{step:06d}.safetensors"))
@@ -256,12 +270,33 @@ def outcome(cfg: Parameters, name: str, run: Path | None) -> Outcome:
         return Outcome(scores, pictures, about)
     shipped, seed = name.rsplit("-", 1)
     model, guidance = load(shipped)
-    on, steps = studio(evaluation_records(cfg)), cfg.sampling_steps
+    model.to(pretrained.device(cfg))
+    on, steps = studio(evaluation_records(cfg), cfg), cfg.sampling_steps
     scores, pictures = score(model, on, seed=int(seed), steps=steps, guidance=guidance)
     manifest = quality.manifest(f"unet-{shipped}")
     about = {"source": "shipped", "steps": manifest["steps"], "guidance": guidance}
     about |= {"processor minutes": manifest["cpu_seconds"] / 60}
     return Outcome(scores.assign(step=manifest["steps"]), pictures, about)
+
+
+def over_seeds(cfg: Parameters, names: Sequence[str]) -> pd.DataFrame:
+    """Mean CLIP score over the seeds of each arm, with its 95 % interval over seeds.
+
+    ``names`` are finished runs (kind-ratio-seed); columns arm, kind, seeds, mean, low, high.
+    Intervals are NaN for a single seed. Raises UserError for a run that is missing.
+    """
+    rows = []
+    for name in names:
+        found = runs.results(runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2)))
+        rows += [(label(name), kind, score) for kind, score in found["clip"].items()]
+    table = pd.DataFrame(rows, columns=["arm", "kind", "score"])
+    summary = []
+    for (arm, kind), group in table.groupby(["arm", "kind"], sort=False):
+        values = group.score.to_numpy()
+        drawn = rng(0, f"seeds/{arm}/{kind}")
+        low, high = stats.mean_interval(values, drawn) if len(values) > 1 else (np.nan, np.nan)
+        summary.append((arm, kind, len(values), values.mean(), low, high))
+    return pd.DataFrame(summary, columns=["arm", "kind", "seeds", "mean", "low", "high"])
 
 
 def summarise(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:

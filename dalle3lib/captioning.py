@@ -94,7 +94,7 @@ def _decoded(
         problem = item.problem
         if not problem:
             try:
-                yield item, _pixels(item.image, size, limits)
+                yield item, pixels(item.image, size, limits)
             except ValueError as error:
                 problem = str(error)
         if problem:
@@ -102,7 +102,7 @@ def _decoded(
             quarantined.append({"key": item.key, "file": item.file, "reason": reason})
 
 
-def _pixels(image: bytes | np.ndarray, size: int, limits: Limits) -> np.ndarray:
+def pixels(image: bytes | np.ndarray, size: int, limits: Limits) -> np.ndarray:
     """The centre square of an image, uint8 [size, size, 3]; ValueError with the reason if bad."""
     if isinstance(image, bytes):
         return decode(image, size, limits)

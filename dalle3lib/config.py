@@ -5,8 +5,10 @@ A notebook's cell tagged ``parameters`` declares one parameter a line::
     steps: int = None  # training steps
 
 ``None`` means "the preset's value", found in ``notebooks/presets/<preset>.yaml``: the section
-named after the notebook, else the section ``common``. An unknown name, a wrong type, or a value
-set nowhere is a UserError that names the nearest valid name (papermill itself only warns).
+named after the notebook, else the section ``common``. A preset file may begin with
+``extends: cpu``: it then changes that preset's values and keeps the rest; ``jobs: 8`` says how many
+notebooks run at a time. An unknown name, a wrong type, or a value set nowhere is a UserError that
+names the nearest valid name (papermill itself only warns).
 """
 
 import ast
@@ -55,6 +57,10 @@ class Parameters:
         if name in values:
             return values[name]
         raise AttributeError(f"{self.notebook} has no parameter {name!r}{nearest(name, values)}")
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return a parameter that not every notebook has, or the default."""
+        return self.values.get(name, default)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -155,6 +161,16 @@ def preset_file(preset: str) -> Path:
     return paths.presets_dir() / f"{preset}.yaml"
 
 
+def jobs(preset: str) -> int:
+    """Return how many notebooks of a preset run at a time: 2 unless its file says otherwise."""
+    file = preset_file(preset)
+    _sections(file)  # says what is wrong with it
+    wanted = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("jobs", 2)
+    if type(wanted) is not int or wanted < 1:
+        raise UserError(f"{file}: jobs must be a whole number of at least 1, not {wanted!r}.")
+    return wanted
+
+
 def preset_values(preset: str, notebook: str) -> dict[str, Any]:
     """Return the values a preset gives to a notebook: its own section over ``common``.
 
@@ -184,14 +200,26 @@ def preset_values(preset: str, notebook: str) -> dict[str, Any]:
     }
 
 
-def _sections(file: Path) -> dict[str, dict]:
-    """Return the sections of a preset file; UserError if it is not a table of flat tables."""
+def _sections(file: Path, above: tuple[Path, ...] = ()) -> dict[str, dict]:
+    """Return the sections of a preset file over those of the preset that it extends.
+
+    ``above`` are the files that extend it. Raises UserError if it is not a table of flat tables,
+    or extends itself.
+    """
     try:
         sections = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        return {name: dict(values or {}) for name, values in sections.items()}
+        extended, _ = sections.pop("extends", None), sections.pop("jobs", None)
+        own = {name: dict(values or {}) for name, values in sections.items()}
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} is not a readable preset file ({reason}).") from None
+    if extended is None:
+        return own
+    base = preset_file(str(extended))
+    if base in (*above, file):
+        raise UserError(f"{file}: the preset {extended!r} extends itself.")
+    lower = _sections(base, (*above, file))
+    return {name: lower.get(name, {}) | own.get(name, {}) for name in lower | own}
 
 
 def resolve(notebook: str, scope: dict[str, Any]) -> Parameters:

@@ -6,14 +6,17 @@ cosine schedule a(t). The network predicts the velocity v = sqrt(a) e - sqrt(1 -
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from dalle3lib import text
+from dalle3lib import parallel, text
 from dalle3lib.captions import drop_caption, use_synthetic
 from dalle3lib.randomness import batch_indices, rng
+from dalle3lib.train import Part
 
 
 def alpha_bar(t: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def predict(model: UNet2DConditionModel, z: Tensor, t: Tensor, states: Tensor, m
 
     ``states`` [B, L, d] and ``mask`` [B, L] come from ``text.pad``.
     """
-    return model(z, 1000 * t, states, encoder_attention_mask=mask).sample
+    return model(z, 1000 * t, states, encoder_attention_mask=mask).sample.float()
 
 
 def loss(
@@ -69,16 +72,24 @@ def step_loss(
     batch: int,
     ratio: float,
     dropout: float,
-) -> Callable[[int], dict[str, Tensor]]:
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    micro_batch: int | None = None,
+) -> Callable[[int], dict[str, Tensor] | list[Part]]:
     """The loss of one arm as a function of the step, for ``train.train``.
 
     Each sample shows its synthetic caption with probability ``ratio`` per cent and its original
     one otherwise (the blend, paper §3.1), and none at all with probability ``dropout`` (for
     guidance). ``latents`` is [N, 4, h, w]; ``original`` and ``synthetic`` are the N captions'
     states, [L, d] each. Order, noise and times depend on seed and step only: arms are paired.
+
+    All of that is drawn in memory and moved to ``device``, where the model is; so a GPU sees what a
+    processor would. With ``dtype`` bfloat16 matrices are multiplied in that precision (autocast),
+    weights stay float32. If ``micro_batch`` is smaller than ``batch``, or several processes train
+    together, a step has parts whose losses sum to that of the batch.
     """
 
-    def at(step: int) -> dict[str, Tensor]:
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         rows = batch_indices(seed, step, batch, len(latents)).tolist()
         use = use_synthetic(seed, step, batch, ratio)
         drop = drop_caption(seed, step, batch, dropout)
@@ -87,9 +98,45 @@ def step_loss(
         x = latents[rows]
         noise = rng(seed, "noise", step).standard_normal(x.shape, dtype="float32")
         t = torch.from_numpy(rng(seed, "timestep", step).random(batch, dtype="float32"))
-        return {"loss": loss(model, x, torch.from_numpy(noise), t, *text.pad(shown))}
+        return x, torch.from_numpy(noise), t, shown
+
+    def of(x: Tensor, noise: Tensor, t: Tensor, shown: list[Tensor]) -> Tensor:
+        moved = (a.to(device) for a in (x, noise, t))
+        with autocast(device, dtype):
+            return loss(model, *moved, *text.pad(shown, device))
+
+    drawn_at = draw if device == "cpu" else drawn_ahead(draw)
+    parts = parallel.micro_batches(batch, micro_batch)
+
+    def part_loss(drawn: tuple, rows: slice) -> dict[str, Tensor]:
+        part = [values[rows] for values in drawn]
+        return {"loss": of(*part) * (len(part[0]) / batch)}
+
+    def at(step: int) -> dict[str, Tensor] | list[Part]:
+        drawn = drawn_at(step)
+        if len(parts) == 1:
+            return {"loss": of(*drawn)}
+        return [partial(part_loss, drawn, rows) for rows in parts]
 
     return at
+
+
+def drawn_ahead(draw: Callable) -> Callable:
+    """The same function of the step; a thread draws the next one while a GPU works on this one."""
+    pool, waiting = ThreadPoolExecutor(max_workers=1), {}
+
+    def at(step: int):
+        drawn = waiting.pop(step, None) or pool.submit(draw, step)
+        waiting.clear()
+        waiting[step + 1] = pool.submit(draw, step + 1)
+        return drawn.result()
+
+    return at
+
+
+def autocast(device: str | torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which matrices are multiplied in ``dtype``; float32 changes nothing."""
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
 
 
 def guided(
@@ -126,7 +173,7 @@ def ddim(
     times = torch.linspace(1, 0, steps + 1)
     for step, (now, after) in enumerate(zip(times[:-1], times[1:], strict=True)):
         a, b = alpha_bar(now), alpha_bar(after)
-        v = velocity_of(z, now.expand(len(z)))
+        v = velocity_of(z, now.expand(len(z)).to(z.device))
         x = a.sqrt() * z - (1 - a).sqrt() * v
         e = (1 - a).sqrt() * z + a.sqrt() * v
         z = b.sqrt() * x + (1 - b).sqrt() * e

@@ -83,11 +83,11 @@ def code_fingerprint(notebook: str) -> str:
     return digest([cells, module_closure(names)])
 
 
-def inputs_fingerprint(data: str, uses: Sequence[dict] = ()) -> str:
+def inputs_fingerprint(data: str, uses: Sequence[dict] = (), values: dict | None = None) -> str:
     """Return a digest of what a run reads: foundations, captions, a data folder, other runs.
 
     ``data`` is ``"world"`` or a folder; ``uses`` are the ``files`` tables of the manifests of the
-    runs it reads.
+    runs it reads; ``values`` its parameters, of which some may name a folder with a manifest.
     """
     manifests = sorted(paths.foundation_dir().glob("*/manifest.json"))
     captions = paths.ROOT / "data" / "captions" / "manifest.json"
@@ -96,6 +96,9 @@ def inputs_fingerprint(data: str, uses: Sequence[dict] = ()) -> str:
     if data != "world":
         images = sorted(path for path in Path(data).rglob("*") if path.is_file())
         seen += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in images]
+    named = {v for v in (values or {}).values() if isinstance(v, str) and v != data}
+    manifests = [paths.folder(v) / "manifest.json" for v in sorted(named)]
+    seen += [[str(path), sha256(path)] for path in manifests if path.is_file()]
     return digest([seen, list(uses)])
 
 

@@ -281,13 +281,21 @@ def _read_folder(
             f"{len(paths):,} images of {size} px need more than {MAX_BYTES >> 30} GB of memory: "
             "choose a smaller size or fewer images."
         )
+    return _decode_captioned(folder, [name for name, _, _ in files], paths, size)
+
+
+def _decode_captioned(
+    folder: Path, names: list[str], paths: list[str], size: int, count: int | None = None
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Caption of every image, and the first ``count`` images in hash order (None: all), by key."""
     problems: coco.Problems = defaultdict(list)
-    file, content = coco.captions_file(folder, [name for name, _, _ in files])
+    file, content = coco.captions_file(folder, names)
     captions = coco.first_captions(content, problems)
     located = coco.locate(captions, paths, problems)
+    wanted = located if count is None else sorted(located, key=_hash)[:count]
     images = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes on all cores
-        decoding = {key: pool.submit(decode, folder / located[key], size) for key in located}
+        decoding = {key: pool.submit(decode, folder / located[key], size) for key in wanted}
         for key, pixels in decoding.items():
             try:
                 images[key] = pixels.result()
@@ -296,3 +304,18 @@ def _read_folder(
     if problems:
         raise UserError(coco.report(folder, file, problems))
     return captions, images
+
+
+def first_of_folder(path: str | Path, count: int, size: int) -> list[Record]:
+    """The first ``count`` records of a folder in hash order, whatever their split.
+
+    For a folder that is used for nothing but evaluation, such as COCO's validation images: it may
+    be larger than the memory, as no other image is decoded. Raises UserError as ``Folder`` does.
+    """
+    folder = Path(path).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"{path} is not a folder: give the path of a folder of images.")
+    names = [name for name, _, _ in list_files(folder)]
+    paths = [name for name in names if name.lower().endswith(EXTENSIONS)]
+    captions, images = _decode_captioned(folder, names, paths, size, count)
+    return [Record(key, pixels, captions[key]) for key, pixels in images.items()]

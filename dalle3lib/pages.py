@@ -32,8 +32,9 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "unet", "diffusion", "arm", "sample", "decoder"),
-            *("train", "checkpoints", "parallel", "randomness", "foundation", "quality"),
+            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample", "decoder"),
+            *("train", "checkpoints", "parallel", "randomness"),
+            *("pretrained", "plan", "foundation", "quality"),
         ),
     ),
     "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
@@ -47,6 +48,8 @@ GROUPS = {
     ),
     "other": ("The package and its commands", ()),
 }
+
+PRESETS = ("smoke", "cpu", "study", "world-gpu", "gpu", "paper")  # by cost
 
 
 @dataclass(frozen=True)
@@ -217,17 +220,29 @@ def _machine(manifests: list[dict[str, Any]]) -> str:
 
 def presets() -> str:
     """Return the table of presets: the first line of each file says its purpose and cost."""
-    lines = {path.stem: path.read_text(encoding="utf-8") for path in presets_dir().glob("*.yaml")}
-    rows = [
-        [f"`{name}`", plain(text.partition("\n")[0].removeprefix("#"))]
-        for name, text in sorted(lines.items(), reverse=True)
-    ]
+    rows = []
+    for name in _preset_names():
+        text = (presets_dir() / f"{name}.yaml").read_text(encoding="utf-8")
+        rows.append([f"`{name}`", plain(text.partition("\n")[0].removeprefix("#"))])
     return table(["Preset", "What it is for, and what it costs"], rows, "presets wide")
+
+
+def _preset_names() -> list[str]:
+    """Return the names of all presets, the cheapest first."""
+    names = sorted(path.stem for path in presets_dir().glob("*.yaml"))
+    known = [name for name in PRESETS if name in names]
+    return known + [name for name in names if name not in known]
+
+
+def _shown(value: Any) -> str:
+    """Return a parameter's value as code; of a long list how many values it has."""
+    long = isinstance(value, list) and len(value) > 12
+    return f"{len(value)} values" if long else f"`{value}`"
 
 
 def parameters() -> str:
     """Return the page of all parameters: for each notebook name, type, meaning, preset values."""
-    names = sorted((path.stem for path in presets_dir().glob("*.yaml")), reverse=True)
+    names = _preset_names()
     text = (
         "# Parameters\n\nA value given in the notebook or on the command line beats the preset's. "
         "A dash means that the preset leaves the notebook's own value.\n"
@@ -236,7 +251,7 @@ def parameters() -> str:
         given = [config.preset_values(preset, stem) for preset in names]
         rows = [
             [f"`{name}`", p.type.__name__, plain(p.meaning)]
-            + [f"`{values[name]}`" if name in values else "–" for values in given]
+            + [_shown(values[name]) if name in values else "–" for values in given]
             for name, p in config.notebook_parameters(config.notebook_path(stem)).items()
         ]
         header = ["Parameter", "Type", "Meaning", *(f"`{preset}`" for preset in names)]

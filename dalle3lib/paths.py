@@ -40,6 +40,14 @@ def foundation_dir() -> Path:
     return _from_environment("DALLE3_FOUNDATION", ROOT / "data" / "foundation")
 
 
+def folder(name: str | Path) -> Path:
+    """Return a folder that a parameter names: a relative one is looked for in the repository.
+
+    So a name in a preset means the same in Jupyter, in papermill and in the graph.
+    """
+    return ROOT / Path(name).expanduser()
+
+
 def benchmarks() -> Path | None:
     """Return the directory of public benchmark files, or None where there is none."""
     named = os.environ.get("DALLE3_BENCHMARKS")

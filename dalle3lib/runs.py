@@ -148,7 +148,9 @@ def open_run(cfg: Parameters, *identity_names: str, uses: Sequence[Path] = ()) -
             "notebook": cfg.notebook,
             "parameters": json.loads(to_json(cfg.values)),
             "code": code_fingerprint(cfg.notebook),
-            "inputs": inputs_fingerprint(cfg.data, [load(used)["files"] for used in uses]),
+            "inputs": inputs_fingerprint(
+                cfg.data, [load(used)["files"] for used in uses], cfg.values
+            ),
         }
         reused = _read(path / "run.json") == fingerprint
         for name in ("manifest.json", "run.json", "metrics.jsonl"):

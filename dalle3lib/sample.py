@@ -7,9 +7,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from dalle3lib import diffusion, text
+from dalle3lib import UserError, diffusion, text
 from dalle3lib.images import to_uint8
 from dalle3lib.randomness import rng
+from dalle3lib.vae import at_once
 
 
 def start_noise(seed: int, rows: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -31,18 +32,29 @@ def sample(
     steps: int = 20,
     guidance: float = 3.0,
     batch: int = 64,
+    dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
     """One picture for each prompt's states [L, d]: uint8 [N, H, W, 3].
 
-    ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``.
+    ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``, on the device where
+    the U-Net is. With ``dtype`` bfloat16 the U-Net multiplies matrices in that precision.
     """
+    wanted, given = unet.config.cross_attention_dim, states[0].shape[1]
+    if wanted != given:
+        raise UserError(
+            f"This network reads text states of width {wanted}, and the text encoder makes them "
+            f"{given} wide: choose the t5 that it was trained with."
+        )
     unet.eval()
+    device = unet.device
     size = unet.config.sample_size
     pictures = []
     for first in range(0, len(states), batch):
         rows = range(first, min(first + batch, len(states)))
         noise = start_noise(seed, rows, (unet.config.in_channels, size, size))
-        told = diffusion.guided(unet, *text.pad([states[i] for i in rows]), guidance)
-        latents = diffusion.ddim(told, noise, steps) / vae.config.scaling_factor
-        pictures.append(to_uint8(vae.decode(latents).sample))
+        told = diffusion.guided(unet, *text.pad([states[i] for i in rows], device), guidance)
+        with diffusion.autocast(device, dtype):
+            latents = diffusion.ddim(told, noise.to(device), steps) / vae.config.scaling_factor
+        for part in latents.split(at_once(batch, size)):
+            pictures.append(to_uint8(vae.decode(part.float()).sample))
     return np.concatenate(pictures)

@@ -8,6 +8,7 @@ learn which colour belongs to which shape (EXPERIMENTS.md).
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -150,21 +151,30 @@ def step_loss(model: T5ForConditionalGeneration, corpora: dict[str, list], *, se
     return lambda step: {"loss": torch.stack([of(kind, step) for kind in corpora]).mean()}
 
 
-def load(name: str | Path, **options) -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
-    """Encoder (float32, frozen) and tokenizer from a local directory or a public name.
+def load(
+    name: str | Path, dtype: torch.dtype = torch.float32, **options
+) -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
+    """Encoder (frozen, of precision ``dtype``) and tokenizer from a directory or a public name.
 
-    ``options`` (``revision``, ...) go to both ``from_pretrained`` calls.
+    ``options`` (``revision``, ...) go to both ``from_pretrained`` calls. Raises UserError where a
+    library is missing that reads the tokenizer of the public checkpoints.
     """
-    encoder = T5EncoderModel.from_pretrained(name, **options)
+    encoder = T5EncoderModel.from_pretrained(name, dtype=dtype, **options)
+    files = {path.name for path in Path(name).glob("*")}
+    if "spiece.model" in files and "tokenizer.json" not in files and not find_spec("sentencepiece"):
+        raise UserError(
+            f"The tokenizer in {name} is a SentencePiece model, which needs two more libraries: "
+            "pip install 'dalle3lib[gpu]'"
+        )
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    return encoder.float().eval().requires_grad_(False), tokenizer
+    return encoder.to(dtype).eval().requires_grad_(False), tokenizer
 
 
 @torch.no_grad()
 def encode(
     encoder: T5EncoderModel, tokenizer, captions: Sequence[str], batch: int = 256
 ) -> list[Tensor]:
-    """The states of each caption's real tokens, end token included: list of float32 [L, d].
+    """The states of each caption's real tokens, end token included: list of [L, d] in memory.
 
     Captions are batched by length and padding is masked, so a caption's states do not depend on
     its neighbours. Captions of more than ``MAX_TOKENS`` tokens are cut (the end token stays).
@@ -185,12 +195,20 @@ def encode(
     return states
 
 
-def pad(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def mean_tokens(tokenizer, captions: Sequence[str]) -> float:
+    """The mean number of tokens that ``encode`` makes states of; 0 for no captions."""
+    tokens = tokenizer(list(captions), truncation=True, max_length=MAX_TOKENS).input_ids
+    return sum(map(len, tokens)) / max(1, len(tokens))
+
+
+def pad(states: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
     """Ragged states as one batch: (float32 [B, L, d] zero padded, bool mask [B, L] of real ones).
+
+    Both are on ``device``; the states travel there in the precision they are stored in.
 
     A caption dropped for guidance is an empty [0, d] tensor: it becomes one all-zero state that
     the mask lets through, the network's "no caption".
     """
     states = [s if len(s) else s.new_zeros(1, s.shape[1]) for s in states]
     mask = pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
-    return pad_sequence([s.float() for s in states], batch_first=True), mask
+    return pad_sequence(states, batch_first=True).to(device).float(), mask.to(device)

@@ -8,11 +8,15 @@ from diffusers import UNet2DConditionModel
 
 
 def build(
-    channels: tuple[int, int, int] = (32, 64, 96), text_width: int = 128, latent_size: int = 8
+    channels: tuple[int, int, int] = (32, 64, 96),
+    text_width: int = 128,
+    latent_size: int = 8,
+    layers: int = 1,
 ) -> UNet2DConditionModel:
     """An untrained U-Net: latents [B, 4, s, s], time, states [B, L, text_width] to [B, 4, s, s].
 
-    ``channels`` are the widths at s, s/2 and s/4.
+    ``channels`` are the widths at s, s/2 and s/4, multiples of 32; a stage has ``layers`` residual
+    blocks on the way down, and one more on the way up.
     """
     return UNet2DConditionModel(
         sample_size=latent_size,
@@ -22,7 +26,7 @@ def build(
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=channels,
-        layers_per_block=1,
+        layers_per_block=layers,
         norm_num_groups=16,
         attention_head_dim=[c // 32 for c in channels],  # the number of heads, each 32 wide
         cross_attention_dim=text_width,

@@ -61,6 +61,14 @@ def load(name: str | Path, **options) -> AutoencoderKL:
     return model.float().eval().requires_grad_(False)
 
 
+def at_once(batch: int, latent_size: int) -> int:
+    """How many pictures to code at a time where ``batch`` of 64 pixels (8 x 8 latents) fit.
+
+    The autoencoder works at full resolution and needs far more memory than the network.
+    """
+    return max(1, batch * 8**2 // latent_size**2)
+
+
 def loss(model: AutoencoderKL, images: Tensor, noise: Tensor, kl_weight: float = 1e-6) -> dict:
     """Reconstruction and KL losses of one batch.
 

@@ -121,6 +121,13 @@ def test_a_finished_arm_takes_no_step(tmp_path, monkeypatch):
     assert torch.equal(weights(tmp_path), first)
 
 
+def test_micro_batches_train_the_same_arm(tmp_path):
+    """Up to the rounding of sums, which AdamW's first steps magnify."""
+    whole = weights(tmp_path / "whole", steps=2, lr=1e-4)
+    parts = weights(tmp_path / "parts", steps=2, lr=1e-4, micro_batch=3)
+    assert torch.allclose(whole, parts, atol=1e-4) and not torch.equal(whole, parts)
+
+
 # ---- prompts -------------------------------------------------------------------------------------
 
 
@@ -302,3 +309,23 @@ def test_summary_by_hand():
     assert summary.iloc[1][["low", "high"]].tolist() == [5, 5]  # equal scores leave no doubt
     assert 0 <= summary.iloc[2].low < 4 < summary.iloc[2].high <= 8
     pd.testing.assert_frame_equal(arm.summarise(scores), summary)  # no hidden randomness
+
+
+def test_over_seeds_by_hand(tmp_path):
+    for seed, score in ((1, 10.0), (2, 12.0), (3, 17.0)):
+        path = tmp_path / "04a_train_arm" / f"dsc-95-{seed}"
+        cfg = parameters(tmp_path, seed=seed)
+        run = runs.open_run(cfg, "kind", "ratio", "seed")
+        assert run.path == path
+        run.finish({"clip": {"original": score, "descriptive": 2 * score}})
+    names = [f"dsc-95-{seed}" for seed in (1, 2, 3)]
+    table = arm.over_seeds(parameters(tmp_path), names)
+    assert table[["arm", "kind", "seeds", "mean"]].values.tolist() == [
+        ["DSC 95 %", "original", 3, 13.0],
+        ["DSC 95 %", "descriptive", 3, 26.0],
+    ]
+    assert 10 <= table.low[0] < 13 < table.high[0] <= 17
+    assert arm.over_seeds(parameters(tmp_path), names[:1])[["low", "high"]].isna().all(axis=None)
+    assert arm.over_seeds(parameters(tmp_path), []).empty
+    with pytest.raises(UserError, match="No complete run"):
+        arm.over_seeds(parameters(tmp_path), ["dsc-95-4"])

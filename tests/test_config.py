@@ -161,6 +161,29 @@ def test_a_mistake_in_a_preset_is_named(captioning, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_preset_changes_what_it_extends(captioning):
+    write = {"low": "common: {data: world, steps: 1}\n02_captioning: {fast: true, lr: 0.5}",
+             "middle": "extends: low\n02_captioning: {fast: false}",
+             "high": "extends: middle\ncommon: {steps: 3}\n01_world: {}"}  # fmt: skip
+    for name, text in write.items():
+        (paths.presets_dir() / f"{name}.yaml").write_text(text)
+    found = {name: config.preset_values(name, "02_captioning") for name in write}
+    assert found["low"] == {"data": "world", "steps": 1, "fast": True, "lr": 0.5}
+    assert found["middle"] == found["low"] | {"fast": False}
+    assert found["high"] == found["middle"] | {"steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("low", "message"),
+    [("extends: smoke", "extends itself"), ("extends: smok", "did you mean 'smoke'")],
+)
+def test_a_preset_cannot_extend_itself_or_nothing(captioning, low, message):
+    (paths.presets_dir() / "low.yaml").write_text(low)
+    (paths.presets_dir() / "smoke.yaml").write_text("extends: low\ncommon: {data: world}")
+    with pytest.raises(UserError, match=message):
+        config.preset_values("smoke", "02_captioning")
+
+
 @pytest.mark.parametrize(
     ("declared", "text", "value"),
     [(int, "3", 3), (float, "3", 3.0), (float, "1e-3", 1e-3), (str, "3", "3"), (bool, "true", True),

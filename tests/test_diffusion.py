@@ -255,3 +255,53 @@ def test_guidance_leaves_out_what_training_dropped():
     nothing = diffusion.predict(model, z, t, *dropped)
     assert torch.allclose(diffusion.guided(model, states, mask, 0.0)(z, t), nothing, atol=1e-5)
     assert torch.allclose(diffusion.predict(model, z, t, *padded)[0], nothing[0], atol=1e-5)
+
+
+# ---- what a GPU changes --------------------------------------------------------------------------
+
+
+def test_micro_batches_sum_to_the_batch():
+    torch.manual_seed(0)
+    model = unet.build((32, 32, 32), text_width=5)
+    options = {"seed": 0, "batch": 5, "ratio": 50, "dropout": 0.1}
+    latents = normal(30, 4, 8, 8)
+    whole = diffusion.step_loss(model, latents, ORIGINAL, SYNTHETIC, **options)(2)["loss"]
+    whole.backward()
+    wanted = model.conv_in.weight.grad.clone()
+    model.zero_grad()
+    parts = diffusion.step_loss(model, latents, ORIGINAL, SYNTHETIC, **options, micro_batch=2)
+    losses = []
+    for part in parts(2):
+        loss = part()["loss"]
+        loss.backward()
+        losses.append(loss.item())
+    assert len(losses) == 3 and sum(losses) == pytest.approx(whole.item(), rel=1e-5)
+    assert torch.allclose(model.conv_in.weight.grad, wanted, rtol=1e-3, atol=1e-6)
+    same = diffusion.step_loss(model, latents, ORIGINAL, SYNTHETIC, **options, micro_batch=5)(2)
+    assert torch.equal(same["loss"], whole)
+
+
+def test_bfloat16_is_close_and_changes_no_weight():
+    torch.manual_seed(0)
+    model = unet.build((32, 32, 32), text_width=5)
+    options = {"seed": 0, "batch": 4, "ratio": 50, "dropout": 0.1}
+    at = [
+        diffusion.step_loss(model, normal(30, 4, 8, 8), ORIGINAL, SYNTHETIC, **options, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    exact, rounded = (f(0)["loss"] for f in at)
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.03) and rounded != exact
+    rounded.backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_drawing_ahead_changes_nothing():
+    asked = []
+
+    def draw(step: int) -> int:
+        asked.append(step)
+        return 10 * step
+
+    ahead = diffusion.drawn_ahead(draw)
+    assert [ahead(step) for step in (0, 1, 2, 7, 8, 3)] == [0, 10, 20, 70, 80, 30]
+    assert set(range(10)) - {5, 6} >= set(asked) >= {0, 1, 2, 3, 7, 8}

@@ -17,6 +17,7 @@ from dalle3lib.images import (
     Folder,
     Record,
     decode,
+    first_of_folder,
     open_source,
     overlap,
     split_keys,
@@ -538,6 +539,19 @@ def test_split_names_can_be_opened(photos):
         for name in split_names(data):
             assert len(open_source(data, name, 1)) == 1
     assert "foundation" in split_names("world")
+
+
+def test_the_first_of_a_folder_for_evaluation(photos):
+    everything = {r.key: r for name in SPLITS for r in Folder(photos, name, 32)}
+    records = first_of_folder(photos, 4, 32)
+    ordered = [key for keys in split_keys(everything).values() for key in keys]
+    assert [r.key for r in records] == ordered[:4]
+    for record in records:
+        assert np.array_equal(record.image, everything[record.key].image)
+        assert record.alt == everything[record.key].alt
+    assert len(first_of_folder(photos, 1000, 16)) == len(everything)
+    with pytest.raises(UserError, match="is not a folder"):
+        first_of_folder(photos / "nothing", 4, 32)
 
 
 def test_references_are_all_captions_in_the_order_of_their_ids(tmp_path):

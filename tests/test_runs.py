@@ -210,6 +210,16 @@ def test_a_folder_of_images_is_an_input(tmp_path):
     assert fingerprint.inputs_fingerprint(str(tmp_path)) != before
 
 
+def test_a_folder_that_a_parameter_names_is_an_input(tmp_path):
+    named = {"captions_from": str(tmp_path), "steps": 3, "vae": "world"}
+    before = fingerprint.inputs_fingerprint("world", values=named)
+    assert before == fingerprint.inputs_fingerprint("world")  # nothing is there yet
+    (tmp_path / "manifest.json").write_text("{}")
+    after = fingerprint.inputs_fingerprint("world", values=named)
+    (tmp_path / "manifest.json").write_text("[]")
+    assert len({before, after, fingerprint.inputs_fingerprint("world", values=named)}) == 3
+
+
 # --- code fingerprints ---------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle3lib import diffusion, unet, vae
+from dalle3lib import UserError, diffusion, unet, vae
 from dalle3lib.images import to_uint8
 from dalle3lib.sample import sample, start_noise
 
@@ -32,6 +32,11 @@ def test_noise_depends_on_seed_and_prompt_only():
     assert torch.equal(start_noise(0, [3, 1], (4, 8, 8)), noise[[3, 1]])
     assert not torch.equal(start_noise(1, [3], (4, 8, 8)), noise[[3]])
     assert len({row.numpy().tobytes() for row in noise}) == 5
+
+
+def test_states_of_another_width_are_refused(models):
+    with pytest.raises(UserError, match="states of width 16, and the text encoder makes them 8"):
+        sample(*models, [torch.zeros(3, 8)], seed=0, steps=1)
 
 
 def test_pictures_do_not_depend_on_the_batch(models):

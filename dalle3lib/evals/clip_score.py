@@ -11,10 +11,12 @@ import numpy as np
 import open_clip
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from dalle3lib import UserError, captioner, captioner_training, stats
+from dalle3lib.images import centre_square
 from dalle3lib.randomness import rng
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
@@ -91,7 +93,16 @@ def text_features(
 ) -> Tensor:
     """Unit-length text features [N, d]; long texts are cut but keep their end token."""
     parts = [list(texts[i : i + batch]) for i in range(0, len(texts), batch)]
-    return torch.cat([model.encode_text(tokenizer(p), normalize=True) for p in parts])
+    device = model.logit_scale.device
+    return torch.cat([model.encode_text(tokenizer(p).to(device), normalize=True) for p in parts])
+
+
+def resized(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
+    """Square images uint8 [N, H, H, 3] in the size that the model reads (bicubic, antialiased)."""
+    size = model.visual.image_size[0]
+    if images.shape[1] == size:
+        return images
+    return np.stack([centre_square(Image.fromarray(image), size) for image in images])
 
 
 def truncated(model: torch.nn.Module, tokenizer, texts: Sequence[str]) -> np.ndarray:
