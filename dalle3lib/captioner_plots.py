@@ -11,31 +11,32 @@ CAPTIONER_COLOURS = {"base": "#D55E00", "SSC": "#0072B2", "DSC": "#00795A"}
 OTHER = "#555555"
 
 
-def training_curves(curves: dict[str, DataFrame], blind: float) -> Figure:
+def training_curves(curves: dict[str, DataFrame], blind: float | None = None) -> Figure:
     """Both losses of each captioner over its training steps, a panel for each loss.
 
     The tables have the columns ``step``, ``captioning``, ``contrastive`` (means since the row
     before; 0 where that loss was not used) and ``held_out`` (the captioning loss on held-out
     captions, nats per token, NaN where not measured), drawn as dots. ``blind`` is the contrastive
-    loss of a model that cannot tell the captions of a batch apart.
+    loss of a model that cannot tell the captions of a batch apart; without it that panel is left
+    out.
     """
-    figure, (captioning, contrastive) = plt.subplots(
-        1, 2, figsize=(9.6, 3.4), layout="constrained", dpi=110, width_ratios=(3, 2)
-    )
+    figure = plt.figure(figsize=(9.6 if blind else 6, 3.4), layout="constrained", dpi=110)
+    panels = figure.subplots(1, 2, width_ratios=(3, 2)) if blind else [figure.subplots()]
+    titles = ("line: training; dots: held out", "line: training")
+    captioning, contrastive = panels[0], panels[-1]
     for name, table in curves.items():
         colour = CAPTIONER_COLOURS.get(name, OTHER)
         captioning.plot(table["step"], table["captioning"], color=colour, linewidth=1, alpha=0.7)
         held = table.dropna(subset="held_out")
         captioning.plot(held["step"], held["held_out"], "o", color=colour, ms=4, label=name)
-        if (table["contrastive"] > 0).any():
+        if blind and (table["contrastive"] > 0).any():
             contrastive.plot(table["step"], table["contrastive"], color=colour, label=name)
-    contrastive.axhline(blind, color="0.4", linestyle="--", label="telling nothing apart")
-    captioning.set(xlabel="training step", ylabel="captioning loss (nats per token)")
-    contrastive.set(xlabel="training step", ylabel="contrastive loss (nats)")
-    for axis, title in (
-        (captioning, "line: training; dots: held out"),
-        (contrastive, "line: training"),
-    ):
+    if blind:
+        contrastive.axhline(blind, color="0.4", linestyle="--", label="telling nothing apart")
+        contrastive.set(ylabel="contrastive loss (nats)")
+    captioning.set(ylabel="captioning loss (nats per token)")
+    for axis, title in zip(panels, titles, strict=False):
+        axis.set(xlabel="training step")
         axis.set_ylim(0, None)
         axis.set_title(title, fontsize=9, loc="left")
         axis.spines[["top", "right"]].set_visible(False)

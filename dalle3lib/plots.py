@@ -16,6 +16,7 @@ from dalle3lib.images import Record
 KIND_COLOURS = {"alt-text": "#D55E00", "short": "#0072B2", "descriptive": "#00795A"}
 # What captioners write has the colour of what they were fine-tuned on.
 CAPTION_COLOURS = KIND_COLOURS | {
+    "human": "#555555",
     "base captioner": "#555555",
     "SSC": KIND_COLOURS["short"],
     "DSC": KIND_COLOURS["descriptive"],

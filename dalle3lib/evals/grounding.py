@@ -6,6 +6,7 @@ that object, how much on the other object, how much do the caption's other words
 much would attention get that is spread evenly over the picture?
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch import LongTensor, Tensor
 
 from dalle3lib import captioner, stats
 from dalle3lib.caption_attention import Trace, Word, word_maps
-from dalle3lib.captions import names
 from dalle3lib.images import Record, stack
 from dalle3lib.randomness import rng
 from dalle3lib.world.render import SIDE, backdrop, square
@@ -54,7 +54,7 @@ def naming(words: Sequence[Word], facts: dict, attribute: str) -> list[tuple[int
     values = [thing[attribute] for thing in facts["objects"]]
     pairs = []
     for i, value in enumerate(values):
-        said = [w for w, word in enumerate(words) if names(word.text, value)]
+        said = [w for w, word in enumerate(words) if re.fullmatch(f"{value}(e?s)?", word.text)]
         if values.count(value) == 1 and len(said) == 1:
             pairs.append((said[0], i))
     return pairs
