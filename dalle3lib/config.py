@@ -162,13 +162,20 @@ def preset_file(preset: str) -> Path:
 
 
 def jobs(preset: str) -> int:
-    """Return how many notebooks of a preset run at a time: 2 unless its file says otherwise."""
+    """Return how many notebooks of a preset run at a time: 2 unless a file says otherwise.
+
+    The file is the preset's own, or that of a preset which it extends.
+    """
     file = preset_file(preset)
     _sections(file)  # says what is wrong with it
-    wanted = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("jobs", 2)
-    if type(wanted) is not int or wanted < 1:
-        raise UserError(f"{file}: jobs must be a whole number of at least 1, not {wanted!r}.")
-    return wanted
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if "jobs" not in content:
+        return jobs(content["extends"]) if "extends" in content else 2
+    if type(content["jobs"]) is not int or content["jobs"] < 1:
+        raise UserError(
+            f"{file}: jobs must be a whole number of at least 1, not {content['jobs']!r}."
+        )
+    return content["jobs"]
 
 
 def preset_values(preset: str, notebook: str) -> dict[str, Any]:

@@ -173,6 +173,17 @@ def test_a_preset_changes_what_it_extends(captioning):
     assert found["high"] == found["middle"] | {"steps": 3}
 
 
+def test_jobs(captioning):
+    write = {"low": "jobs: 5\ncommon: {data: world}", "high": "extends: low", "own": "jobs: 1",
+             "wrong": "extends: low\njobs: many"}  # fmt: skip
+    for name, text in write.items():
+        (paths.presets_dir() / f"{name}.yaml").write_text(text)
+    found = [config.jobs(name) for name in ("low", "high", "own", "smoke")]
+    assert found == [5, 5, 1, 2]
+    with pytest.raises(UserError, match="jobs must be a whole number"):
+        config.jobs("wrong")
+
+
 @pytest.mark.parametrize(
     ("low", "message"),
     [("extends: smoke", "extends itself"), ("extends: smok", "did you mean 'smoke'")],
