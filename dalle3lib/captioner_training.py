@@ -135,14 +135,17 @@ def truncated_share(tokenizer, captions: list[str], length: int, pad_id: int = 0
     return cut / len(captions)
 
 
-def curve(log: dict[str, list[float]], window: int = 20) -> pd.DataFrame:
+def curve(log: dict[str, list[float]], window: int | None = None) -> pd.DataFrame:
     """What a training's log shows, to draw or to keep: one row for every ``window`` steps.
+
+    The default is 20 steps, or a tenth of a training of less than 200.
 
     Columns: ``step`` (the last of the window, counted from 1), ``captioning`` and ``contrastive``
     (means over the window, nats), ``held_out`` (nats per caption token after that step, NaN where
     it was not measured). Measurements between the ends of windows have rows of their own.
     """
     losses = pd.DataFrame({name: log[name] for name in ("captioning", "contrastive")})
+    window = window or min(20, max(1, len(losses) // 10))
     step = pd.Series(range(len(losses)), name="step") // window * window + window
     means = losses.groupby(step.clip(upper=len(losses))).mean().reset_index()
     measured = {"step": log.get("held_out_step", []), "held_out": log.get("held_out", [])}

@@ -23,7 +23,7 @@ from dalle3lib.train import train
 from dalle3lib.world import Scene, World, scene
 
 # How each shipped foundation was trained, in an order that respects what needs what. "scenes" of
-# the foundation split; only the first 8,000 carry the human captions of the fine-tunes. The base
+# the foundation split; the fine-tunes learn from the human captions of the first of them. The base
 # captioner's alt-text has less noise than the arms': at 0.5 it learned no colour in 8 minutes.
 RECIPES = {
     "vae": {"seed": 0, "scenes": 60_000, "steps": 6000, "batch": 32, "lr": 8e-4},
@@ -37,7 +37,7 @@ RECIPES = {
         "seed": 0, "scenes": 40_000, "noise": 0.1, "steps": 1500, "batch": 64, "lr": 1e-3,
     },
     "coca-dsc": {"seed": 0, "scenes": 8_000, "steps": 1700, "batch": 64, "lr": 1e-3},
-    "coca-ssc": {"seed": 0, "scenes": 8_000, "steps": 1000, "batch": 64, "lr": 1e-3},
+    "coca-ssc": {"seed": 0, "scenes": 20_000, "steps": 3000, "batch": 64, "lr": 1e-3},
 }  # fmt: skip
 ARMS = ("original-0", "ssc-95", "dsc-80", "dsc-95")  # shipped too, trained by notebook 04a
 HALVES = (("vae", "judge"), ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip"))  # side by side

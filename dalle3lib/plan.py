@@ -22,7 +22,8 @@ PEAK = 990.0  # TFLOP/s: an H100 in bfloat16, dense
 # The share of the peak that training reaches. Stable Diffusion's U-Net at 256 px ran at about 24 %
 # of an A100; the world's networks are so small that starting kernels costs more than running them.
 UTILISATION, UTILISATION_WORLD = 0.25, 0.05
-TOKENS = {"original": 15.0, "ssc": 15.0, "dsc": 60.0}  # assumed until the captions are there
+# Assumed until the captions are there; DOCCI's descriptions, which dsc learns from, are cut there.
+TOKENS = {"original": 15.0, "ssc": 15.0, "dsc": float(text.MAX_TOKENS)}
 # T5 v1.1: width, inner width, layers, heads (google/t5-v1_1-*/config.json)
 T5_SIZES = {
     "google/t5-v1_1-large": (1024, 2816, 24, 16),
@@ -41,13 +42,16 @@ STEPS = """\
    or CC12M, pixparse/cc12m-wds (2,176 tars, 11.0 million images, four times that)
 2. COCO 2014 val, for evaluation only: val2014.zip (6.2 GB) and annotations_trainval2014.zip (0.24
    GB) from cocodataset.org into {prompts_from}, of the annotations captions_val2014.json alone
-3. Two captioners, ssc and dsc: dalle3lib.fine_tuning.fine_tune from {coca}
+3. Two captioners (KIND ssc, then dsc) from {coca}:
+   python -m dalle3lib run 02a_fine_tune -p preset {preset} -p kind KIND
+   It learns from COCO 2014 train (13.3 GB) and DOCCI (7.6 GB), and says where to get them; what
+   comes out is captioner/ in its run directory
 4. python -m dalle3lib recaption {images} {captions_from} --kind both --device cuda
-   --captioner ssc=… --captioner dsc=… --max-len dsc={longest}
+   --captioner ssc=… --captioner dsc=… --max-len ssc=76 --max-len dsc={longest}
 5. python -m dalle3lib recaption {prompts_from} {prompt_captions} --kind dsc --device cuda
    --captioner dsc=… --max-len dsc={longest}
 6. make book PRESET={preset} DATA={images}"""
-LONGEST = 76  # tokens of a descriptive caption: what CoCa ViT-L/14 can write unless extended
+LONGEST = 256  # tokens of a descriptive caption: the context that preset gpu fine-tunes
 
 
 def flops(call: Callable[[], object]) -> float:

@@ -7,8 +7,6 @@ import pytest
 from dalle3lib import UserError
 from dalle3lib.evals.caption_agreement import agreement, cider_d, words
 
-pytest.importorskip("aac_metrics", reason="aac-metrics is not installed")
-
 
 def test_words_are_lower_case_without_punctuation():
     assert words('A dog\'s "Big" day, at 5.') == ["a", "dog's", "big", "day", "at", "5"]

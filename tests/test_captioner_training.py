@@ -152,16 +152,16 @@ def test_training_stops_when_held_out_captions_become_less_likely(tokenizer, tmp
 
 def test_the_curve_by_hand(tmp_path):
     log = {"captioning": [float(i) for i in range(50)], "contrastive": [1.0] * 50}
-    log |= {"held_out": [3.0, 2.12345, 2.0], "held_out_step": [25.0, 40.0, 50.0]}
+    log |= {"held_out": [3.0, 2.12345, 2.0], "held_out_step": [27.0, 40.0, 50.0]}
     captioner_training.write_curve(log, tmp_path)
-    assert (tmp_path / "training.csv").read_text().splitlines() == [
-        "step,captioning,contrastive,held_out",
-        "20,9.5,1.0,",
-        "25,,,3.0",
-        "40,29.5,1.0,2.1234",
-        "50,44.5,1.0,2.0",
-    ]
-    table = captioner_training.curve({name: log[name] for name in ("captioning", "contrastive")})
+    first, *rows, last = (tmp_path / "training.csv").read_text().splitlines()
+    assert first == "step,captioning,contrastive,held_out" and last == "50,47.0,1.0,2.0"
+    assert rows[4:8] == ["25,22.0,1.0,", "27,,,3.0", "30,27.0,1.0,", "35,32.0,1.0,"]
+    assert rows[8] == "40,37.0,1.0,2.1234" and len(rows) == 10
+    longer = captioner_training.curve({name: 5 * log[name] for name in log})
+    assert longer["captioning"].dropna().iloc[0] == 9.5  # of steps 0 to 19
+    unmeasured = {name: log[name] for name in ("captioning", "contrastive")}
+    table = captioner_training.curve(unmeasured, window=20)
     assert table["step"].tolist() == [20, 40, 50] and table["held_out"].isna().all()
     assert isinstance(table, pd.DataFrame)
 

@@ -18,7 +18,8 @@ from dalle3lib.paths import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = PROJECT["dependencies"] + EXTRAS["dev"]
-TESTED = EXTRAS["data"] + EXTRAS["cluster"]  # what `make test` installs besides
+# what `make test` installs besides
+TESTED = [text for extra in ("data", "cluster", "gpu", "cider") for text in EXTRAS[extra]]
 
 
 def lock(file: str = "requirements.lock") -> dict[str, Version]:

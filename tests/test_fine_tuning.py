@@ -1,7 +1,10 @@
 """Fine-tuning a public captioner: the user's whole path, with a coca_ViT-L-14 in small."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import open_clip
@@ -11,7 +14,7 @@ import torch
 from PIL import Image
 from tiny_coca import public_model
 
-from dalle3lib import UserError, captioner, captioner_training, files, fine_tuning, images
+from dalle3lib import UserError, captioner, captioner_training, files, fine_tuning, images, paths
 from dalle3lib.caption_sets import DESCRIPTIONS, pairs
 
 torch.set_num_threads(1)
@@ -38,8 +41,6 @@ def tune(base, data, out, kind="ssc", **changes):
 @pytest.fixture(scope="module")
 def tuned(base, tmp_path_factory):
     """Fine-tuned on the 26 photographs: (directory, manifest)."""
-    from dalle3lib import paths
-
     folder = paths.benchmarks()
     if folder is None or not (folder / "coco-mini").is_dir():
         pytest.skip("needs the public benchmark files: set DALLE3_BENCHMARKS to their directory")
@@ -170,3 +171,25 @@ def test_the_world_s_captioner_learns_from_the_world(tmp_path):
     images, texts = fine_tuning.lessons("ssc", "world", "dev", 64, 7)
     assert len(images) == len(texts) == 7 and images.dtype == np.uint8
     assert not set(texts) & set(fine_tuning.lessons("dsc", "world", "dev", 64, 7)[1])
+
+
+@pytest.mark.timeout(600)
+def test_the_notebook_at_preset_gpu(base, benchmarks, tmp_path):
+    """The command a user types, on a processor and with a small captioner."""
+    given = {"preset": "gpu", "kind": "ssc", "base": base, "device": "cpu", "steps": 4, "batch": 4}
+    given |= {"short_captions": benchmarks / "coco-mini", "warmup": 1, "micro_batch": 2}
+    given |= {"held_out_every": 2, "unseen": 3, "context": 90, "grad_checkpointing": True}
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    done = subprocess.run(
+        [sys.executable, "-m", "dalle3lib", "run", "02a_fine_tune", *words],
+        cwd=paths.ROOT,
+        env=os.environ | {"DALLE3_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = tmp_path.glob("gpu/02a_fine_tune/ssc*")
+    model, _ = captioner.load(run / "captioner")
+    assert model.context_length == 90
+    results = files.read_json(run / "results.json")
+    assert results["data"]["set"].startswith("COCO 2017") and results["steps"] == 4

@@ -39,7 +39,7 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.
         library = importlib.import_module("aac_metrics.functional.cider_d")
     except ImportError as error:
         raise UserError(
-            f"CIDEr-D needs aac-metrics ({error}): install requirements.lock."
+            f"CIDEr-D needs aac-metrics ({error}): pip install 'dalle3lib[cider]'."
         ) from error
     _, each = library.cider_d(list(captions), [list(r) for r in references], tokenizer=words)
     return each["cider_d"].numpy()
