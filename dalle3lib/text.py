@@ -164,7 +164,7 @@ def load(
     if "spiece.model" in files and "tokenizer.json" not in files and not find_spec("sentencepiece"):
         raise UserError(
             f"The tokenizer in {name} is a SentencePiece model, which needs two more libraries: "
-            "pip install 'dalle3lib[gpu]'"
+            "pip install sentencepiece protobuf"
         )
     tokenizer = AutoTokenizer.from_pretrained(name, **options)
     return encoder.to(dtype).eval().requires_grad_(False), tokenizer
@@ -197,8 +197,10 @@ def encode(
 
 def mean_tokens(tokenizer, captions: Sequence[str]) -> float:
     """The mean number of tokens that ``encode`` makes states of; 0 for no captions."""
+    if not captions:
+        return 0.0
     tokens = tokenizer(list(captions), truncation=True, max_length=MAX_TOKENS).input_ids
-    return sum(map(len, tokens)) / max(1, len(tokens))
+    return sum(map(len, tokens)) / len(tokens)
 
 
 def pad(states: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ FOLDERS = {"captions_from": "cc3m-captions", "prompts_from": "coco2014",
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def site(tmp_path_factory) -> Iterator[Path]:
     """A machine with models, tars, captions, COCO and a copy of the notebooks; runs go there."""
     directory = paths.benchmarks()
     if directory is None or not directory.is_dir():
@@ -43,7 +44,9 @@ def site(tmp_path_factory) -> Path:
     write_coco(where, photos[12:18])
     write_captions(where)
     shutil.copytree(paths.ROOT / "notebooks", where / "notebooks")
-    return where
+    yield where
+    for root in (where / "runs").glob("tiny-*"):  # the book is built in the repository
+        shutil.rmtree(paths.ROOT / "book" / "_build" / root.name, ignore_errors=True)
 
 
 def dalle3(where: Path, *words: str, **changes: str) -> tuple[int, str]:

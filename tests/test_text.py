@@ -284,3 +284,10 @@ def test_pad():
 def test_pad_of_nothing_but_dropped_captions():
     states, mask = text.pad([torch.zeros(0, 4)] * 2)
     assert states.shape == (2, 1, 4) and not states.any() and mask.all()
+
+
+def test_mean_tokens_are_those_that_are_encoded(t5):
+    captions = ["a", TEXTS[0], TEXTS[1] * 50]
+    counted = text.mean_tokens(t5[1], captions)
+    assert counted == np.mean([len(s) for s in text.encode(*t5, captions)])
+    assert text.mean_tokens(t5[1], []) == 0
