@@ -21,14 +21,15 @@ def rng(seed: int, stream: str, step: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
 
-def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
+def batch_indices(seed: int, step: int, batch: int, n: int, stream: str = "order") -> np.ndarray:
     """Which of ``n`` samples the batch of this step holds: int64 [batch].
 
     Samples are visited in epochs, each a fresh permutation; a batch may straddle two epochs.
+    Another ``stream`` is another order.
     """
     position = step * batch + np.arange(batch)
     indices = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(position // n):
         here = position // n == epoch
-        indices[here] = rng(seed, "order", int(epoch)).permutation(n)[position[here] % n]
+        indices[here] = rng(seed, stream, int(epoch)).permutation(n)[position[here] % n]
     return indices

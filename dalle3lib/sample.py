@@ -31,17 +31,19 @@ def sample(
     steps: int = 20,
     guidance: float = 3.0,
     batch: int = 64,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """One picture for each prompt's states [L, d]: uint8 [N, H, W, 3].
 
-    ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``.
+    ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``; ``size`` is the
+    height and width of the latents where they are not the square that the network is built for.
     """
     unet.eval()
-    size = unet.config.sample_size
+    height, width = size or (unet.config.sample_size, unet.config.sample_size)
     pictures = []
     for first in range(0, len(states), batch):
         rows = range(first, min(first + batch, len(states)))
-        noise = start_noise(seed, rows, (unet.config.in_channels, size, size))
+        noise = start_noise(seed, rows, (unet.config.in_channels, height, width))
         told = diffusion.guided(unet, *text.pad([states[i] for i in rows]), guidance)
         latents = diffusion.ddim(told, noise, steps) / vae.config.scaling_factor
         pictures.append(to_uint8(vae.decode(latents).sample))
