@@ -25,7 +25,9 @@ def photographs(seed: int, number: int) -> list[tuple[int, int]]:
     aspect[odd] *= np.exp(random.normal(0, 0.15, odd.sum()))
     aspect = np.clip(aspect, 0.5, 2)
     area = np.exp(random.uniform(np.log(2e5), np.log(4e6), number))
-    return [(round((a * r) ** 0.5), round((a / r) ** 0.5)) for a, r in zip(area, aspect, strict=True)]
+    return [
+        (round((a * r) ** 0.5), round((a / r) ** 0.5)) for a, r in zip(area, aspect, strict=True)
+    ]
 
 
 def groups_of(sizes: list[int]) -> dict[int, np.ndarray]:
@@ -145,5 +147,7 @@ def test_an_epoch_by_hand():
     drawn = [buckets.batch_at(0, step, 2, groups) for step in range(8)]
     assert Counter(b for b, _ in drawn[:3]) == {0: 2, 7: 1}
     assert Counter(b for b, _ in drawn) == {0: 5, 7: 3}
-    assert Counter(np.concatenate([rows for _, rows in drawn]).tolist()) == dict.fromkeys(range(8), 2)
+    assert Counter(np.concatenate([rows for _, rows in drawn]).tolist()) == dict.fromkeys(
+        range(8), 2
+    )
     assert buckets.repeated(0, 2, {0: np.arange(4)}) == 0

@@ -52,6 +52,6 @@ SQUARE = Canvas(
         "bottom": (32, 48), "top left": (16, 16), "top right": (48, 16),
     },
 )  # fmt: skip
-LANDSCAPE = Canvas("landscape", 80, 48, {"centre": (40, 24), "left": (16, 24), "right": (64, 24)})
-PORTRAIT = Canvas("portrait", 48, 80, {"centre": (24, 40), "top": (24, 16), "bottom": (24, 64)})
+LANDSCAPE = Canvas("landscape", 80, 48, {"centre": (40, 24), "left": (24, 24), "right": (56, 24)})
+PORTRAIT = Canvas("portrait", 48, 80, {"centre": (24, 40), "top": (24, 24), "bottom": (24, 56)})
 CANVASES = (SQUARE, LANDSCAPE, PORTRAIT)

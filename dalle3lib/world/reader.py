@@ -165,9 +165,7 @@ def arrangements(canvas: Canvas = SQUARE) -> np.ndarray:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def find_background(
-    pictures: np.ndarray, canvas: Canvas = SQUARE
-) -> tuple[np.ndarray, np.ndarray]:
+def find_background(pictures: np.ndarray, canvas: Canvas = SQUARE) -> tuple[np.ndarray, np.ndarray]:
     """The background that explains most of each picture: (its number [N], the difference r).
 
     Objects cover less than half of a picture: a median finds how much brighter or darker than

@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 from dalle3lib.world.canvas import HALF, LETTER, SQUARE, Canvas
 from dalle3lib.world.scene import Scene, Thing
 
-SIDE = SQUARE.width
-WORD_TOP = SQUARE.word_top  # the first row of a printed word
 RADIUS = {"small": 10.0, "large": 13.5}  # pixels
 FINE = 4  # sub-pixels per pixel and direction, for smooth edges
 RGB = {
@@ -48,9 +46,7 @@ def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def coverage(
-    shape: str, radius: float, dx: int = 0, dy: int = 0, scale: int = 1
-) -> np.ndarray:
+def coverage(shape: str, radius: float, dx: int = 0, dy: int = 0, scale: int = 1) -> np.ndarray:
     """The share of every pixel that the shape covers: float [32 s, 32 s, 1] in [0, 1].
 
     The shape's middle lies ``dx`` and ``dy`` off the middle of the square. These and ``radius``
