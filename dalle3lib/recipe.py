@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from dalle3lib import UserError, arm, buckets, captioner, diffusion, files, paths, text, unet, vae
 from dalle3lib.captions import blend, drop_caption, use_synthetic
-from dalle3lib.images import Record, to_tensor
+from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH, load_captioner
 from dalle3lib.train import train
@@ -79,15 +79,15 @@ def adapt_autoencoder(
 
     As shipped it has seen 64 x 64 pixels only, with a texture's whole period in every cell.
     ``scenes`` of the foundation split are drawn for the second stage and a third as many for the
-    first, on every canvas, so that the latents of the first do not drift away.
+    first, on every canvas, so that it does not forget them. Its latents are standardised anew.
     """
     model = vae.load(paths.foundation("vae")).requires_grad_(True)
     model = model.to(memory_format=torch.channels_last)
     records = list(pictures("foundation", scenes))
-    records += list(World("foundation", scenes // 3, canvases=CANVASES))
+    first = list(World("foundation", scenes // 3, canvases=CANVASES))
     log = train(
         model,
-        autoencoder_loss(model, records, seed=seed, batch=batch),
+        autoencoder_loss(model, records + first, seed=seed, batch=batch),
         steps=steps,
         lr=4e-4,
         directory=directory,
@@ -96,7 +96,11 @@ def adapt_autoencoder(
         checkpoint_every=50,
         description="autoencoder",
     )
-    return model.eval(), log
+    model.eval()
+    size = (SCALE * SQUARE.height, SCALE * SQUARE.width)
+    squares = [r for r in records[:600] if r.image.shape[:2] == size][:200]
+    vae.standardise(model, to_tensor(stack(squares)))
+    return model, log
 
 
 def autoencoder() -> AutoencoderKL:

@@ -1,4 +1,4 @@
-"""What the recipe's second stage can do: its pictures at every aspect, scored; its shipped files."""
+"""The recipe's second stage, judged: pictures at every aspect, their scores, what is shipped."""
 
 import copy
 from collections.abc import Sequence
@@ -22,11 +22,9 @@ from dalle3lib.world import CANVASES, Canvas, World
 BATCH = 32  # pictures sampled at once
 
 
-def held_out(
-    canvas: Canvas, count: int, split: str = "dev", scale: int = recipe.SCALE
-) -> list[Record]:
-    """The first ``count`` records of a split that are drawn on a canvas."""
-    world = World(split, 100 * count + 100, canvases=CANVASES, scale=scale)
+def held_out(canvas: Canvas, count: int, scale: int = recipe.SCALE) -> list[Record]:
+    """The first ``count`` records of the dev split that are drawn on a canvas."""
+    world = World("dev", 100 * count + 100, canvases=CANVASES, scale=scale)
     rows = (i for i in range(len(world)) if world.canvas(i) is canvas)
     return [world[i] for i in islice(rows, count)]
 
@@ -125,15 +123,17 @@ def summarise(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
 
 def reconstruction(
     model: AutoencoderKL, canvas: Canvas, count: int, scale: int = recipe.SCALE
-) -> dict:
+) -> dict[str, float]:
     """Mean PSNR (dB) of held-out pictures on a canvas, and the shares of facts the reader finds
     before ("clean") and after decoding ("decoded")."""
     records = held_out(canvas, count, scale=scale)
     after = quality.reconstruct(model, stack(records), 25)
     psnr = vae.psnr(after, to_tensor(stack(records))).mean().item()
-    shares = {"clean": stack(records), "decoded": to_uint8(after)}
-    shares = {name: quality.facts_read(x, records).mean() for name, x in shares.items()}
-    return {"psnr_db": psnr} | {f"{n} {k}": v for n, s in shares.items() for k, v in s.items()}
+    measured = {"psnr_db": psnr}
+    for name, images in {"clean": stack(records), "decoded": to_uint8(after)}.items():
+        shares = quality.facts_read(images, records).mean()
+        measured |= {f"{name} {kind}": share for kind, share in shares.items()}
+    return measured
 
 
 # ---- the curve, and what is shipped --------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The bucket sampler: full batches of one bucket, every image equally often, little cropped away."""
+"""The bucket sampler: full batches of one bucket, every image as often, little cropped away."""
 
 from collections import Counter
 

@@ -304,7 +304,9 @@ def test_recall_takes_readings():
     ],
 )
 def test_other_arrays_are_refused(pictures):
-    with pytest.raises(UserError, match=r"uint8 \[N, 64, 64, 3\], not .*: resize and convert"):
+    with pytest.raises(
+        UserError, match=r"uint8 \[N, H, W, 3\] of 64, 64, .*, not .*: resize and convert"
+    ):
         read(pictures)
 
 

@@ -115,8 +115,9 @@ def backdrops(canvas: Canvas = SQUARE) -> np.ndarray:
 def templates(canvas: Canvas = SQUARE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every object, looked at: (paint [4608, 768], hidden [S, 6, 144, 768], d·d [S, 6, 4608]).
 
-    In each of the canvas's S squares and on each background, an object makes the difference d = paint - hidden:
-    what it adds less what it hides of the backdrop, which its outline alone decides.
+    In each of the canvas's S squares and on each background, an object makes the difference
+    d = paint - hidden: what it adds less what it hides of the backdrop, which its outline alone
+    decides.
     """
     drawn = [sprite(thing(i, "centre")) for i in range(len(CUTS) * len(CLOTHS))]
     cover = np.stack([1 - through for _, through in drawn[:: len(CLOTHS)]])
@@ -136,7 +137,7 @@ def templates(canvas: Canvas = SQUARE) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 @cache
 def letters(background: str, canvas: Canvas = SQUARE) -> np.ndarray:
-    """The difference each letter makes in each square of ``columns_of``, looked at: [C, 26, 192]."""
+    """The difference that each letter makes in each square of ``columns_of``: [C, 26, 192]."""
     ink = np.stack([letter(character) for character in ascii_lowercase])
     behind = letter_squares(backdrop(background, canvas), canvas)
     return look(np.float32(ink * (ink_colour(background) - behind[:, None])))
