@@ -17,8 +17,6 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, arm, buckets, captioner, diffusion, files, paths, text, unet, vae
@@ -104,7 +102,7 @@ def adapt_autoencoder(
 
 
 def autoencoder() -> AutoencoderKL:
-    """The autoencoder of the second stage: the first's, trained further on its pictures."""
+    """The shipped autoencoder of the second stage (``adapt_autoencoder`` made it)."""
     return vae.load(paths.foundation("vae-recipe"))
 
 
@@ -166,14 +164,15 @@ def encode_shard(records: Sequence[Record], model, encoder, tokenizer) -> dict[s
     return tensors
 
 
-def encode(records: Sequence[Record], directory: Path) -> Encoded:
+def encode(records: Sequence[Record], directory: Path, model: AutoencoderKL) -> Encoded:
     """Caption and encode records into ``directory``, a shard at a time, and read them back.
 
-    Shards that are there are kept, so an interrupted call goes on where it stopped.
+    ``model`` is the autoencoder. Shards that are there are kept, so an interrupted call goes on
+    where it stopped.
     """
     with files.guard(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    models = autoencoder(), *text.load(paths.foundation("t5"))
+    models = model, *text.load(paths.foundation("t5"))
     shards = []
     for start in tqdm(range(0, len(records), SHARD), desc="captioning and encoding"):
         path = directory / f"shard-{start:07d}.safetensors"
@@ -271,31 +270,3 @@ def train_stage(
         description=start,
     )
     return model, log
-
-
-# ---- equal compute -------------------------------------------------------------------------------
-
-
-def training_flops(model: UNet2DConditionModel, height: int, width: int, tokens: int) -> int:
-    """Floating-point operations of forward and backward pass for one image of h x w latents."""
-    x = torch.zeros(1, model.config.in_channels, height, width)
-    states = torch.zeros(1, tokens, model.config.cross_attention_dim)
-    mask = torch.ones(1, tokens, dtype=torch.bool)
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel of a CPU is not counted
-        diffusion.loss(model, x, x, torch.zeros(1), states, mask).backward()
-    model.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
-
-
-def compute(model: UNet2DConditionModel, data: Encoded, first_steps: int) -> tuple[float, float]:
-    """What the first stage cost in all, and an image of the second on average: FLOPs (both).
-
-    ``first_steps`` are the first stage's. Descriptive captions are taken at their mean length.
-    """
-    tokens = round(float(np.mean([len(state) for state in data.states["dsc"]])))
-    side = SQUARE.width // 8
-    first = training_flops(model, side, side, tokens) * first_steps * FIRST["batch"]
-    sizes = [(len(rows), data.latents[rows[0]].shape[1:]) for rows in data.groups.values()]
-    costs = [number * training_flops(model, *shape, tokens) for number, shape in sizes]
-    return float(first), sum(costs) / len(data.latents)

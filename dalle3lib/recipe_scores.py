@@ -1,4 +1,4 @@
-"""The recipe's second stage, judged: pictures at every aspect, their scores, what is shipped."""
+"""The recipe's second stage, judged: its pictures at every aspect, and their scores."""
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dalle3lib import arm, files, paths, quality, recipe, stats, text, vae
+from dalle3lib import arm, paths, quality, recipe, stats, text, vae
 from dalle3lib.evals import clip_score
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
 from dalle3lib.randomness import rng
@@ -20,6 +20,7 @@ from dalle3lib.sample import sample
 from dalle3lib.world import CANVASES, Canvas, World
 
 BATCH = 32  # pictures sampled at once
+MEASURES = ("score", "colour-shape", "texture-shape", "colour-shape-place")  # on the curve
 
 
 def held_out(canvas: Canvas, count: int, scale: int = recipe.SCALE) -> list[Record]:
@@ -40,13 +41,13 @@ class Studio:
     states: dict[str, list[Tensor]]
 
 
-def studio(count: int) -> Studio:
-    """The shipped models and ``count`` prompts for each canvas."""
+def studio(count: int, autoencoder: AutoencoderKL | None = None) -> Studio:
+    """The models, as shipped (or another ``autoencoder``), and ``count`` prompts a canvas."""
     records = {canvas.name: held_out(canvas, count) for canvas in CANVASES}
     prompts = {name: [r.descriptive for r in group] for name, group in records.items()}
     states = encode(prompts)
     scorer = clip_score.load(paths.foundation("clip"))
-    return Studio(recipe.autoencoder(), scorer, records, states)
+    return Studio(autoencoder or recipe.autoencoder(), scorer, records, states)
 
 
 def encode(prompts: dict[str, Sequence[str]]) -> dict[str, list[Tensor]]:
@@ -136,43 +137,18 @@ def reconstruction(
     return measured
 
 
-# ---- the curve, and what is shipped --------------------------------------------------------------
-
-
 def score_snapshots(
-    model: UNet2DConditionModel, on: Studio, directory: Path, steps: Sequence[int], **options
+    model: UNet2DConditionModel, on: Studio, directory: Path, **options
 ) -> pd.DataFrame:
-    """``score`` of the snapshots at ``steps`` in ``directory``, with a column ``step``."""
+    """``summarise`` of every snapshot in ``directory``, with a column ``step``."""
     model, tables = copy.deepcopy(model), []
-    for step in steps:
-        model.load_state_dict(load_file(directory / f"ema-{step:06d}.safetensors"))
-        tables.append(score(model, on, **options)[0].assign(step=step))
+    for path in sorted(directory.glob("ema-*.safetensors")):
+        model.load_state_dict(load_file(path))
+        scored, _ = score(model, on, **options)
+        tables.append(summarise(scored, MEASURES).assign(step=int(path.stem.split("-")[1])))
     return pd.concat(tables, ignore_index=True)
 
 
-def ship(
-    model: UNet2DConditionModel,
-    name: str,
-    started: tuple[float, float],
-    *,
-    seed: int,
-    steps: int,
-    measured: dict[str, float],
-    training: dict,
-) -> Path:
-    """Write a trained second stage to ``data/foundation/<name>``; its directory.
-
-    ``training`` is what the chapter shows of the training: loss, compute, and the curve.
-    """
-    out = paths.foundation_dir() / name
-    arm.save(model, out)
-    files.write_atomic(out / "training.json", files.to_json(training).encode())
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
-    return out
-
-
-def load(start: str) -> tuple[UNet2DConditionModel, dict]:
-    """A shipped second stage by its start: (averaged weights, what its training left behind)."""
-    directory = paths.foundation(f"unet-recipe-{start}")
-    model = UNet2DConditionModel.from_pretrained(directory).float().eval().requires_grad_(False)
-    return model, files.read_json(directory / "training.json")
+def guidance() -> float:
+    """The guidance scale of both second stages: the one chosen for the first stage."""
+    return arm.load(recipe.FIRST["arm"])[1]

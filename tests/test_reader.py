@@ -304,9 +304,8 @@ def test_recall_takes_readings():
     ],
 )
 def test_other_arrays_are_refused(pictures):
-    with pytest.raises(
-        UserError, match=r"uint8 \[N, H, W, 3\] of 64, 64, .*, not .*: resize and convert"
-    ):
+    wanted = r"uint8 \[N, H, W, 3\] of 64, 64, .*, not .*: resize and convert"
+    with pytest.raises(UserError, match=wanted):
         read(pictures)
 
 
