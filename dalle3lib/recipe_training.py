@@ -17,7 +17,7 @@ from dalle3lib.world import CANVASES, SQUARE
 
 # How the shipped second stage was trained: scenes of the training split, steps of the progressive
 # start (from scratch takes more, see ``steps_from_scratch``), images a step, peak learning rate.
-RECIPE = {"seed": 0, "scenes": 10_000, "steps": 1500, "batch": 32, "lr": 1.4e-3}
+RECIPE = {"seed": 0, "scenes": 10_000, "steps": 2200, "batch": 32, "lr": 1.4e-3}
 PROMPTS, EVERY = 40, 250  # on the curve: prompts of each canvas, steps between its points
 
 # ---- equal compute -------------------------------------------------------------------------------
@@ -41,9 +41,7 @@ def compute(data: recipe.Encoded) -> tuple[float, float]:
     Descriptive captions are taken at their mean length in ``data``.
     """
     model = recipe.network("progressive", seed=0)
-    first_steps = files.read_json(
-        paths.foundation(f"unet-{recipe.FIRST['arm']}") / "manifest.json"
-    )["steps"]
+    steps = quality.manifest(f"unet-{recipe.FIRST['arm']}")["steps"]
     tokens = round(float(np.mean([len(state) for state in data.states["dsc"]])))
     side = SQUARE.width // 8
     first = training_flops(model, side, side, tokens) * steps * recipe.FIRST["batch"]
