@@ -32,6 +32,7 @@ GROUPS = {
         "Latent diffusion and foundations",
         (
             *("vae", "latents", "unet", "diffusion", "train", "arm", "sample", "decoder"),
+            *("buckets", "recipe", "recipe_training", "recipe_scores"),
             *("foundation", "quality", "randomness"),
         ),
     ),

@@ -55,7 +55,14 @@ class Project:
         for name in ("used", "unused"):
             (root / "dalle3lib" / f"{name}.py").write_text("def f():\n    return 1\n")
         (root / "book").mkdir()
-        for stem in ("00_foundations", "01_world", "02_captioning", "13_playground", "99_ledger"):
+        for stem in (
+            "00_foundations",
+            "01_world",
+            "02_captioning",
+            "08_recipe",
+            "13_playground",
+            "99_ledger",
+        ):
             self.notebook(stem)
         self.notebook("04a_train_arm", ARM, names=', "kind", "ratio", "seed"')
         self.notebook("04_caption_kind", "arms: list = None  # arms\n")
@@ -125,7 +132,7 @@ def test_only_what_changed_runs_again(project):
     code, ran, said = project.make()
     assert code == 0, said
     everything = ["00_foundations", "01_world", "02_captioning", "04_caption_kind",
-                  "04a_train_arm--dsc-95-0", "13_playground", "99_ledger"]  # fmt: skip
+                  "04a_train_arm--dsc-95-0", "08_recipe", "13_playground", "99_ledger"]  # fmt: skip
     assert ran == everything
     index = project.root / "book" / "_build" / "smoke" / "html" / "index.html"
     assert said.splitlines()[-1] == f"Open {index}" and index.read_text() == "book of smoke"
