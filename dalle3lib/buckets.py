@@ -24,12 +24,14 @@ Size = tuple[int, int]
 def bucket_sizes(area: float, step: int, most: float = 2.0) -> list[Size]:
     """The sizes, multiples of ``step``, that come nearest to ``area`` without exceeding it.
 
-    One for each width between the aspects 1 / ``most`` and ``most`` (width over height), widest
-    last. For 512 x 512 pixels and an autoencoder of 8 pixels: ``bucket_sizes(512**2, 32)``.
+    One for each longer side, lying and standing, up to the aspect ``most`` (longer over shorter
+    side); narrowest first. For 512 x 512 pixels and an autoencoder of 8 pixels:
+    ``bucket_sizes(512**2, 32)``.
     """
-    widths = range(step, int((area * most) ** 0.5) + step, step)
-    sizes = [(width, int(area / width) // step * step) for width in widths]
-    return [(w, h) for w, h in sizes if h and 1 / most <= w / h <= most]
+    longer = range(int(area**0.5) // step * step, int((area * most) ** 0.5) + step, step)
+    sizes = [(side, min(side, int(area / side) // step * step)) for side in longer if side]
+    wide = {(w, h) for w, h in sizes if h and w / h <= most}
+    return sorted(wide | {(h, w) for w, h in wide}, key=lambda size: size[0] / size[1])
 
 
 def nearest(size: Size, buckets: Sequence[Size]) -> int:

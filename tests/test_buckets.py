@@ -51,7 +51,9 @@ def test_sizes(step, sides, most):
     assert (step * sides,) * 2 in found and len(set(found)) == len(found)
     for width, height in found:
         assert width % step == height % step == 0 and width * height <= area
-        assert width * (height + step) > area  # the next higher one would be too large
+        assert (height, width) in found
+        long, short = max(width, height), min(width, height)
+        assert long * (short + step) > area  # the next higher one would be too large
         assert 1 / most <= width / height <= most
 
 
