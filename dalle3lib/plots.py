@@ -190,6 +190,8 @@ def sample_grid(rows: dict[str, np.ndarray], prompts: Sequence[str], shown: int 
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=False):
             axis.imshow(picture, interpolation="nearest")
+            beside = (widest - picture.shape[1]) / 2  # left empty, so that all pixels are alike
+            axis.set_xlim(-0.5 - beside, picture.shape[1] - 0.5 + beside)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         line[0].set_ylabel(name, fontsize=8)
