@@ -152,3 +152,17 @@ def score_snapshots(
 def guidance() -> float:
     """The guidance scale of both second stages: the one chosen for the first stage."""
     return arm.load(recipe.FIRST["arm"])[1]
+
+
+@torch.no_grad()
+def latents_in_common(first: AutoencoderKL, second: AutoencoderKL, count: int) -> np.ndarray:
+    """The correlation of two autoencoders' latents of held-out squares at scale 1, by channel.
+
+    The first stage learned one's latents; what differs in the other's, a progressive start must
+    learn anew.
+    """
+    images = to_tensor(stack(held_out(CANVASES[0], count, scale=1)))
+    pairs = zip(
+        *(m.encode(images).latent_dist.mean.unbind(1) for m in (first, second)), strict=True
+    )
+    return np.array([np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in pairs])

@@ -214,6 +214,13 @@ def test_held_out_records_are_of_their_canvas():
         assert {r.image.shape for r in found} == {(2 * canvas.height, 2 * canvas.width, 3)}
 
 
+def test_latents_in_common(foundations):
+    first = vae.load(paths.foundation("vae"))
+    assert np.allclose(recipe_scores.latents_in_common(first, first, 3), 1)
+    other = recipe_scores.latents_in_common(first, recipe.autoencoder(), 3)
+    assert other.shape == (4,) and abs(other).max() < 0.99
+
+
 def test_true_pictures_get_every_fact(foundations, monkeypatch):
     on = recipe_scores.studio(3)
     true = {name: stack(records) for name, records in on.records.items()}
