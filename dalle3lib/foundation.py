@@ -40,6 +40,8 @@ RECIPES = {
     "coca-ssc": {"seed": 0, "scenes": 20_000, "steps": 3000, "batch": 64, "lr": 1e-3},
 }  # fmt: skip
 ARMS = ("original-0", "ssc-95", "dsc-80", "dsc-95")  # shipped too, trained by notebook 04a
+# Shipped too, trained by notebook 08.
+SECOND_STAGE = ("vae-recipe", "unet-recipe-progressive", "unet-recipe-scratch")
 HALVES = (("vae", "judge"), ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip"))  # side by side
 
 
@@ -334,4 +336,5 @@ def train_all(directory: Path) -> dict[str, dict]:
 
 def manifests() -> dict[str, dict]:
     """The manifests of the shipped foundations by name, every file checked."""
-    return {name: quality.manifest(name) for name in (*RECIPES, *(f"unet-{a}" for a in ARMS))}
+    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *SECOND_STAGE)
+    return {name: quality.manifest(name) for name in names}

@@ -33,6 +33,7 @@ GROUPS = {
         "Latent diffusion and foundations",
         (
             *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample", "decoder"),
+            *("buckets", "recipe", "recipe_training", "recipe_scores"),
             *("train", "checkpoints", "parallel", "randomness"),
             *("pretrained", "plan", "foundation", "quality"),
         ),

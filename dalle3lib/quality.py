@@ -52,7 +52,7 @@ def reconstruct(model, images: np.ndarray, batch: int = 100, device: str = "cpu"
 
 
 def facts_read(images: np.ndarray, records: list[Record]) -> pd.DataFrame:
-    """Which share of each record's facts the reader finds in the image uint8 [N, 64, 64, 3].
+    """Which share of each record's facts the reader finds in the image uint8 [N, H, W, 3].
 
     One row per record, one column per kind of fact (``reader.recall``), NaN where a record has
     no such fact; no columns at all if the records hold no facts.

@@ -22,20 +22,21 @@ def rng(seed: int, stream: str, step: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
 
-def batch_indices(seed: int, step: int, batch: int, n: int) -> np.ndarray:
+def batch_indices(seed: int, step: int, batch: int, n: int, stream: str = "order") -> np.ndarray:
     """Which of ``n`` samples the batch of this step holds: int64 [batch].
 
     Samples are visited in epochs, each a fresh permutation; a batch may straddle two epochs.
+    Another ``stream`` is another order.
     """
     position = step * batch + np.arange(batch)
     indices = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(position // n):
         here = position // n == epoch
-        indices[here] = _order(seed, int(epoch), n)[position[here] % n]
+        indices[here] = _order(seed, stream, int(epoch), n)[position[here] % n]
     return indices
 
 
-@lru_cache(maxsize=2)  # of millions of samples, it takes longer than a training step
-def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+@lru_cache(maxsize=8)  # of millions of samples, it takes longer than a training step
+def _order(seed: int, stream: str, epoch: int, n: int) -> np.ndarray:
     """In which order an epoch visits ``n`` samples."""
-    return rng(seed, "order", epoch).permutation(n)
+    return rng(seed, stream, epoch).permutation(n)

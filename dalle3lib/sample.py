@@ -33,11 +33,14 @@ def sample(
     guidance: float = 3.0,
     batch: int = 64,
     dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """One picture for each prompt's states [L, d]: uint8 [N, H, W, 3].
 
     ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``, on the device where
-    the U-Net is. With ``dtype`` bfloat16 the U-Net multiplies matrices in that precision.
+    the U-Net is. With ``dtype`` bfloat16 the U-Net multiplies matrices in that precision. ``size``
+    is the height and width of the latents where they are not the square that the network is built
+    for.
     """
     wanted, given = unet.config.cross_attention_dim, states[0].shape[1]
     if wanted != given:
@@ -47,14 +50,14 @@ def sample(
         )
     unet.eval()
     device = unet.device
-    size = unet.config.sample_size
+    height, width = size or (unet.config.sample_size, unet.config.sample_size)
     pictures = []
     for first in range(0, len(states), batch):
         rows = range(first, min(first + batch, len(states)))
-        noise = start_noise(seed, rows, (unet.config.in_channels, size, size))
+        noise = start_noise(seed, rows, (unet.config.in_channels, height, width))
         told = diffusion.guided(unet, *text.pad([states[i] for i in rows], device), guidance)
         with diffusion.autocast(device, dtype):
             latents = diffusion.ddim(told, noise.to(device), steps) / vae.config.scaling_factor
-        for part in latents.split(at_once(batch, size)):
+        for part in latents.split(at_once(batch, max(height, width))):
             pictures.append(to_uint8(vae.decode(part.float()).sample))
     return np.concatenate(pictures)

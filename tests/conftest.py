@@ -1,6 +1,7 @@
 """Shared by all tests: places that are not the repository, tiny notebooks, one torch thread."""
 
 import copy
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,16 @@ for variable in ("DALLE3_RUNS", "DALLE3_NOTEBOOKS", "DALLE3_FOUNDATION"):
 # Random examples are the same in every run, and a busy machine fails no test.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# What the training of a second stage leaves beside its weights.
+POINT = {"canvas": "all", "mean": 0.5, "low": 0.4, "high": 0.6, "step": 2, "flops": 2e12}
+TRAINING = {
+    "first_flops": 1e12,
+    "image_flops": 1e9,
+    "batch": 4,
+    "loss": [1.0, 0.9],
+    "curve": [POINT | {"measure": name} for name in ("score", "colour-shape")],
+}
 
 PARAMETERS = 'preset: str = "smoke"  # preset file\ndata: str = None  # "world" or a folder\n'
 
@@ -106,11 +117,12 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "judge": {"all": 0.01},
         **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
         **{f"unet-{name}": {"guidance": 2.0} for name in foundation.ARMS},
+        **{name: {"guidance": 2.0} for name in foundation.SECOND_STAGE},
     }
     started = quality.clock()
     for seed, (name, measured) in enumerate(qualities.items()):
         torch.manual_seed(seed)
-        if name == "vae":
+        if name.startswith("vae"):
             vae.build((16, 32)).half().save_pretrained(root / name)
         elif name == "t5":
             text.T5EncoderModel(text.build(len(reader)).config).half().save_pretrained(root / name)
@@ -119,7 +131,10 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             asked = vqa.train_tokenizer(lambda i: scene("foundation", i), 300)
             vqa.save(vqa.build(asked, seed), vqa.make_processor(asked), root / name)
         elif name.startswith("unet-"):
-            arm.save(unet.build((16, 32, 32)), root / name)
+            second = name in foundation.SECOND_STAGE
+            arm.save(unet.build((16, 32, 32), latent_size=16 if second else 8), root / name)
+            if second:
+                (root / name / "training.json").write_text(json.dumps(TRAINING))
         elif name == "clip":
             captioner.save(clip_score.build(writer, seed), writer, root / name)
         else:

@@ -14,8 +14,9 @@ from dalle3lib.evals import instruments, letter_probe
 from dalle3lib.evals.instruments import QUESTIONS, errors, holds, kappa, kappa_interval
 from dalle3lib.randomness import rng
 from dalle3lib.world import Scene, Thing, questions, render, scene
+from dalle3lib.world.canvas import SQUARE
 from dalle3lib.world.questions import VALUES
-from dalle3lib.world.render import letter, letter_columns, square
+from dalle3lib.world.render import letter
 from dalle3lib.world.scene import BACKGROUNDS, WORDS
 
 torch.set_num_threads(1)
@@ -140,7 +141,7 @@ def test_a_morph_is_half_of_each_scene(pictures):
         mixed = (render(SCENES[i]).astype(float) + render(other)) / 2
         assert abs(pictures["morphed"][i] - mixed).max() <= 0.5
         (changed,) = (n for n, o in enumerate(other.objects) if o != SCENES[i].objects[n])
-        where = square(other.objects[changed].place, other.word is not None)
+        where = SQUARE.square(other.objects[changed].place, other.word is not None)
         same = pictures["morphed"][i] == pictures["clean"][i]
         same[where] = True
         assert same.all()
@@ -305,7 +306,7 @@ def test_words_stand_only_where_there_is_room():
 def test_letter_squares_hold_the_letters_pixels():
     spec = Scene("stone", (RED,), "cat")
     ink = torch.zeros(1, 1, 64, 64)
-    for character, left in zip("cat", letter_columns(3), strict=True):
+    for character, left in zip("cat", SQUARE.letter_columns(3), strict=True):
         ink[0, 0, 48:, left : left + 16] = torch.from_numpy(letter(character)[..., 0])
     features, letters, picture = letter_probe.letter_squares(ink, [spec])
     assert letters.tolist() == [2, 0, 19] and picture.tolist() == [0, 0, 0]
@@ -321,7 +322,7 @@ def test_the_probe_finds_what_is_there_and_nothing_where_nothing_is():
     noise = torch.from_numpy(rng(0, "maps").standard_normal((len(made), 8, 8, 8), np.float32))
     written = 0.1 * noise
     for i, spec in enumerate(made):
-        for character, left in zip(spec.word, letter_columns(len(spec.word)), strict=True):
+        for character, left in zip(spec.word, SQUARE.letter_columns(len(spec.word)), strict=True):
             code = torch.from_numpy(rng(0, character).standard_normal((8, 2, 2), np.float32))
             written[i, :, 6:, left // 8 : left // 8 + 2] += code
     half = len(made) // 2

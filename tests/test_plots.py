@@ -6,7 +6,17 @@ import pandas as pd
 import pytest
 
 from dalle3lib.images import Record
-from dalle3lib.plots import caption_grid, heatmaps, lines, shares, word_histogram
+from dalle3lib.plots import (
+    caption_grid,
+    compute_curves,
+    cropping,
+    heatmaps,
+    lines,
+    sample_grid,
+    schedule,
+    shares,
+    word_histogram,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +73,39 @@ def test_heatmaps_write_each_share_and_leave_gaps_empty():
     assert [t.get_text() for t in reader.texts] == ["100", "50", "25"]
     assert [(t.get_text(), t.get_position()) for t in judge.texts] == [("0", (0, 1))]
     assert reader.get_title() == "reader (%)"
+
+
+def test_a_grid_of_different_shapes_keeps_their_pixels_equally_large():
+    wide, high = np.zeros((2, 6, 10, 3), np.uint8), np.zeros((3, 10, 6, 3), np.uint8)
+    figure = sample_grid({"wide": wide, "high": high}, ["a", "b"], shown=5)
+    figure.canvas.draw()
+    assert len(figure.axes) == 4
+    pixels = [np.diff(axis.transData.transform([(0, 0), (1, 1)]), axis=0) for axis in figure.axes]
+    assert np.allclose(np.abs(pixels), abs(pixels[0][0, 0]))
+
+
+def test_cropping_is_in_percent_of_the_picture():
+    (axis,) = cropping(np.array([0.5, 1, 2]), {"squares": np.array([0.5, 0, 0.5])}).axes
+    assert axis.lines[0].get_xydata().tolist() == [[0.5, 50], [1, 0], [2, 50]]
+    assert [t.get_text() for t in axis.get_xticklabels()][0] == "1:2"
+
+
+def test_a_schedule_has_a_box_for_each_step_in_its_row():
+    (axis,) = schedule([0, 1, 1, 0, 2], ["square", "landscape", "portrait"]).axes
+    boxes = [
+        [path.vertices[:4].mean(0).round(2).tolist() for path in row.get_paths()]
+        for row in axis.collections
+    ]
+    assert boxes == [[[0, 0], [3, 0]], [[1, 1], [2, 1]], [[4, 2]]]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["square", "landscape", "portrait"]
+
+
+def test_curves_are_drawn_over_the_compute_in_teraflops():
+    rows = [("a", 1e12, 0.2), ("a", 3e12, 0.4), ("b", 1e12, 60.0)]
+    table = pd.DataFrame(rows, columns=["measure", "flops", "mean"])
+    table = table.assign(low=table["mean"] - 0.1, high=table["mean"] + 0.1)
+    figure = compute_curves({"scratch": table}, {"a": "share", "b": "score"}, first=2e12)
+    left, right = figure.axes
+    assert left.lines[0].get_xydata().tolist() == [[1, 0.2], [3, 0.4]]
+    assert right.lines[0].get_xydata().tolist() == [[1, 60]]
+    assert left.lines[1].get_xdata() == [2, 2] and left.get_ylabel() == "share"

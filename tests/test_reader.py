@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from dalle3lib import UserError
 from dalle3lib.randomness import rng
 from dalle3lib.world import Scene, Thing, reader, render, scene
+from dalle3lib.world.canvas import CANVASES, SQUARE
 from dalle3lib.world.reader import read, recall
-from dalle3lib.world.render import ink_colour, letter, sprite, square
+from dalle3lib.world.render import ink_colour, letter, sprite
 from dalle3lib.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, WORDS, draw
 
 STAR = Thing("star", "blue", "plain", "large", "left")
@@ -77,7 +78,7 @@ def test_any_spelling_is_read():
 def test_arrangements_the_world_never_draws_are_read():
     def laid(picture: np.ndarray, thing: Thing, raised: bool = False) -> np.ndarray:
         paint, through = sprite(thing)
-        where = square(thing.place, raised)
+        where = SQUARE.square(thing.place, raised)
         picture[where] = paint + through * picture[where] + 0.5
         return picture
 
@@ -176,8 +177,8 @@ def test_an_object_cut_away_is_not_read():
     spec = Scene("stone", (STAR, MOON), "cat")
     cut = render(spec)
     hole = cut.copy()
-    hole[square("left", True)] = 90, 200, 40  # a flat area is no object either
-    cut[square("left", True)] = render(Scene("stone", ()))[square("left", True)]
+    hole[SQUARE.square("left", True)] = 90, 200, 40  # a flat area is no object either
+    cut[SQUARE.square("left", True)] = render(Scene("stone", ()))[SQUARE.square("left", True)]
     assert read_facts([cut, hole]) == [Scene("stone", (MOON,), "cat").facts()] * 2
     cut = render(spec)
     cut[48:] = render(Scene("stone", ()))[48:]
@@ -190,8 +191,8 @@ def test_an_object_cut_away_is_not_read():
 def test_templates_are_the_differences_that_rendering_makes():
     paint, hidden, squares = reader.templates()
     for template, number, background in ((0, 0, 0), (1234, 4, 5), (4607, 9, 4), (77, 6, 2)):
-        place, raised = reader.SQUARES[number]
-        behind = reader.backdrops()[background][square(place, raised)]
+        place, raised = reader.squares_of(SQUARE)[number]
+        behind = reader.backdrops()[background][SQUARE.square(place, raised)]
         over, through = sprite(reader.thing(template, place))
         d = reader.look(over + through * behind - behind)
         found = paint[template] - hidden[number, background, template // len(reader.CLOTHS)]
@@ -202,7 +203,7 @@ def test_templates_are_the_differences_that_rendering_makes():
 def test_letters_are_the_differences_that_printing_makes():
     strip = render(Scene("night", ()))[48:, 8:24].astype(float)
     printed = strip + letter("q") * (ink_colour("night") - strip)
-    found = reader.letters("night")[reader.COLUMNS.index(8), ord("q") - ord("a")]
+    found = reader.letters("night")[4, ord("q") - ord("a")]  # of 0, 16, 32, 48; 8, 24, 40
     assert np.allclose(found, reader.look(np.float32(printed - strip)), atol=1e-2)
 
 
@@ -225,10 +226,10 @@ def test_squares_read_together_never_overlap():
     for chosen in sets:
         taken = np.zeros((64, 64), int)
         for number in np.flatnonzero(chosen[:-1]):
-            taken[square(*reader.SQUARES[number])] += 1
+            taken[SQUARE.square(*reader.squares_of(SQUARE)[number])] += 1
         taken[48:] += chosen[-1]
         assert taken.max() <= 1
-    names = [*reader.SQUARES, "word"]
+    names = [*reader.squares_of(SQUARE), "word"]
     found = [{names[i] for i in np.flatnonzero(s)} for s in sets]
     for places in PLACES[0]:
         assert {(p, False) for p in places} in found
@@ -303,9 +304,43 @@ def test_recall_takes_readings():
     ],
 )
 def test_other_arrays_are_refused(pictures):
-    with pytest.raises(UserError, match=r"uint8 \[N, 64, 64, 3\], not .*: resize and convert"):
+    wanted = r"uint8 \[N, H, W, 3\] of 64, 64, .*, not .*: resize and convert"
+    with pytest.raises(UserError, match=wanted):
         read(pictures)
 
 
 def test_no_pictures_no_readings():
     assert read(np.zeros((0, 64, 64, 3), np.uint8)) == []
+
+
+# ---- other canvases ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("canvas", CANVASES, ids=lambda canvas: canvas.name)
+def test_every_canvas_is_read_at_every_scale(canvas, scale):
+    """Finer pictures are averaged down, which is not quite what drawing at scale 1 gives."""
+    specs = [s for s in (scene("test", i) for i in range(150)) if canvas.holds(s)]
+    readings = read(np.stack([render(s, canvas, scale) for s in specs]))
+    right = [
+        {k: v for k, v in reading.items() if k != "fit"} == spec.facts()
+        for reading, spec in zip(readings, specs, strict=True)
+    ]
+    assert len(specs) > 30 and all(right)
+
+
+def test_the_size_of_a_picture_tells_its_canvas():
+    def told(height: int, width: int):
+        found = reader.canvas_of(np.zeros((1, height, width, 3), np.uint8))
+        return found and (found[0].name, found[1])
+
+    assert told(64, 64) == ("square", 1) and told(192, 192) == ("square", 3)
+    assert told(48, 80) == ("landscape", 1) and told(160, 96) == ("portrait", 2)
+    assert told(64, 80) is told(96, 150) is told(8, 8) is None
+
+
+def test_averaging_by_hand():
+    picture = np.zeros((1, 4, 2, 3), np.uint8)
+    picture[0, :2, :, 1] = [[10, 20], [30, 41]]
+    assert reader.averaged(picture, 2)[0, :, 0, 1].tolist() == [25, 0]
+    assert reader.averaged(picture, 1) is picture

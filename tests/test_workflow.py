@@ -19,6 +19,7 @@ from conftest import write_tiny
 from dalle3lib import config, paths
 
 PRESET = "common:\n  data: world\n  arms: [dsc-95-0]\n"
+TEACHING = 'kind: str = "dsc"  # kind\nlong_captions: str = "world"  # folder\n'
 ARM = 'kind: str = "dsc"  # kind\nratio: int = 95  # percent\nseed: int = 0  # seed\n'
 BOOK = """\
 from dalle3lib.paths import ROOT
@@ -55,9 +56,13 @@ class Project:
         for name in ("used", "unused"):
             (root / "dalle3lib" / f"{name}.py").write_text("def f():\n    return 1\n")
         (root / "book").mkdir()
-        for stem in ("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "13_playground"):
+        for stem in (
+            *("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "08_recipe"),
+            "13_playground",
+        ):
             self.notebook(stem)
         self.notebook("99_ledger")
+        self.notebook("02a_fine_tune", TEACHING, names=', "kind"')
         self.notebook("04a_train_arm", ARM, names=', "kind", "ratio", "seed"')
         self.notebook("04_caption_kind", "arms: list = None  # arms\n")
         self.preset(PRESET)
@@ -125,8 +130,9 @@ def photos(tmp_path: Path) -> str:
 def test_only_what_changed_runs_again(project):
     code, ran, said = project.make()
     assert code == 0, said
-    everything = ["00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind",
-                  "04a_train_arm--dsc-95-0", "13_playground", "99_ledger"]  # fmt: skip
+    everything = ["00_foundations", "01_world", "02_captioning", "02a_fine_tune--dsc",
+                  "02a_fine_tune--ssc", "03_ssc_dsc", "04_caption_kind", "04a_train_arm--dsc-95-0",
+                  "08_recipe", "13_playground", "99_ledger"]  # fmt: skip
     assert ran == everything
     index = project.root / "book" / "_build" / "smoke" / "html" / "index.html"
     assert said.splitlines()[-1] == f"Open {index}" and index.read_text() == "book of smoke"

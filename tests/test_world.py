@@ -20,19 +20,15 @@ from dalle3lib.world import (
     render,
     scene,
 )
+from dalle3lib.world.canvas import CANVASES, HALF, LANDSCAPE, LETTER, PORTRAIT, SQUARE
 from dalle3lib.world.render import (
-    HALF,
-    LETTER,
     OUTLINE,
     RADIUS,
     RGB,
     WHITE,
-    WORD_TOP,
     backdrop,
     inside,
     letter,
-    letter_columns,
-    square,
 )
 from dalle3lib.world.scene import (
     BACKGROUNDS,
@@ -46,7 +42,7 @@ from dalle3lib.world.scene import (
     split_of,
 )
 
-STRIP = slice(WORD_TOP, WORD_TOP + LETTER)  # the rows of a printed word
+STRIP = slice(SQUARE.word_top, SQUARE.word_top + LETTER)  # the rows of a printed word
 
 seeds = st.integers(0, 2**32)
 scenes = st.builds(
@@ -128,7 +124,7 @@ def test_scenes_hold_what_the_world_knows(spec):
         assert thing.shape in SHAPES and thing.colour in COLOURS
         assert thing.texture in TEXTURES and thing.size in SIZES
         assert -1 <= thing.dx <= 1 and -1 <= thing.dy <= 1
-    order = [tuple(part.start for part in square(o.place, False)) for o in spec.objects]
+    order = [tuple(part.start for part in SQUARE.square(o.place, False)) for o in spec.objects]
     assert order == sorted(order)  # reading order: rows first
 
 
@@ -214,7 +210,7 @@ def test_objects_are_visible_and_apart_and_inside_the_picture(spec):
     shown = [changed(spec, without(spec, i)) for i in range(len(spec.objects))]
     for mask, thing in zip(shown, spec.objects, strict=True):
         assert mask.sum() > 50  # pixels
-        own = mask[square(thing.place, spec.word is not None)]
+        own = mask[SQUARE.square(thing.place, spec.word is not None)]
         assert own.sum() == mask.sum()  # nowhere but in its square
         assert not own[[0, -1]].any() and not own[:, [0, -1]].any()  # and not cut by it
 
@@ -227,7 +223,7 @@ def test_squares_lie_on_the_grid_and_apart():
         taken = np.zeros((64, 64), int)
         taken[STRIP] += with_word
         for place in places:
-            where = square(place, with_word)
+            where = SQUARE.square(place, with_word)
             assert taken[where].shape == (2 * HALF, 2 * HALF)  # inside the picture
             assert all(part.start % 8 == 0 for part in where)
             taken[where] += 1
@@ -308,14 +304,14 @@ def test_patterns_stay_in_place_when_an_object_moves(texture):
 def test_twins_look_alike(spec, places):
     both = tuple(replace(spec.objects[0], place=place) for place in places)
     picture = render(replace(spec, objects=both, word=None))
-    one, other = (picture[square(place, False)] for place in places)
+    one, other = (picture[SQUARE.square(place, False)] for place in places)
     assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("background", set(BACKGROUNDS) - {"stone"})
 def test_a_word_raises_an_object_and_changes_it_in_nothing_else(background):
     low, high = render(alone(background)), render(alone(background, word="cat"))
-    assert np.array_equal(low[square("centre", False)], high[square("centre", True)])
+    assert np.array_equal(low[SQUARE.square("centre", False)], high[SQUARE.square("centre", True)])
 
 
 def test_backgrounds_differ_and_repeat():
@@ -340,7 +336,7 @@ def test_a_printed_word_changes_its_strip_only():
 
 
 def test_letters_stand_in_their_squares():
-    assert [list(letter_columns(n)) for n in (2, 3, 4)] == [
+    assert [list(SQUARE.letter_columns(n)) for n in (2, 3, 4)] == [
         [16, 32],
         [8, 24, 40],
         [0, 16, 32, 48],
@@ -411,3 +407,57 @@ def test_another_wording_of_the_same_scene():
     assert sum(a[2] != b[2] for a, b in zip(said, again, strict=True)) > 80
     for record, (_, _, descriptive) in zip(world, again, strict=True):
         assert set(caption_facts.stated(descriptive, record.facts).values()) == {1}
+
+
+# ---- canvases ------------------------------------------------------------------------------------
+
+
+@given(scenes, st.sampled_from(CANVASES), st.sampled_from([1, 2, 3]))
+def test_squares_of_a_canvas_lie_inside_and_apart(spec, canvas, scale):
+    if not canvas.holds(spec):
+        return
+    assert render(spec, canvas, scale).shape == (canvas.height * scale, canvas.width * scale, 3)
+    drawn = np.zeros((canvas.height, canvas.width), int)
+    for thing in spec.objects:
+        rows, columns = canvas.square(thing.place, spec.word is not None)
+        assert rows.start >= 0 and columns.start >= 0
+        assert rows.start % 8 == columns.start % 8 == 0  # in step with the latents
+        drawn[rows, columns] += 1
+    assert drawn.sum() == len(spec.objects) * (2 * HALF) ** 2
+    drawn[canvas.word_top :] += spec.word is not None
+    assert drawn.max() <= 1
+    columns = canvas.letter_columns(len(spec.word or ""))
+    assert not columns or (columns[0] >= 0 and columns[-1] + LETTER <= canvas.width)
+
+
+def test_what_a_canvas_holds():
+    left, top = alone(place="left"), alone(place="top")
+    assert LANDSCAPE.holds(left) and not LANDSCAPE.holds(top)
+    assert PORTRAIT.holds(top) and not PORTRAIT.holds(left)
+    assert PORTRAIT.holds(alone(word="cat")) and not PORTRAIT.holds(alone(word="bird"))
+    assert all(SQUARE.holds(scene("train", i, counts=(1, 2, 3))) for i in range(50))
+
+
+def test_a_finer_drawing_is_the_same_picture():
+    """Averaged down it differs at edges only, and it is no enlargement: it has finer edges."""
+    for i in range(20):
+        spec = scene("train", i)
+        coarse, fine = render(spec).astype(float), render(spec, scale=2)
+        down = fine.reshape(64, 2, 64, 2, 3).mean((1, 3))
+        assert abs(down - coarse).mean() < 4
+        assert (fine != coarse.repeat(2, 0).repeat(2, 1)).any()
+    empty = Scene("stone", ())
+    assert np.array_equal(render(empty, scale=2), render(empty).repeat(2, 0).repeat(2, 1))
+
+
+def test_a_world_on_several_canvases_draws_the_same_scenes():
+    plain, world = World("dev", 60), World("dev", 60, canvases=CANVASES, scale=2)
+    names = set()
+    for one, other, i in zip(plain, world, range(60), strict=True):
+        canvas = world.canvas(i)
+        names.add(canvas.name)
+        assert (one.facts, one.alt, one.descriptive) == (other.facts, other.alt, other.descriptive)
+        assert np.array_equal(other.image, render(world.scene(i), canvas, 2))
+    assert names == {"square", "landscape", "portrait"}
+    with pytest.raises(UserError, match="none of the canvases"):
+        [r for r in World("dev", 60, canvases=(LANDSCAPE,))]

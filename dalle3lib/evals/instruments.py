@@ -18,9 +18,10 @@ from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import to_uint8
 from dalle3lib.randomness import rng
 from dalle3lib.world import reader
+from dalle3lib.world.canvas import SQUARE
 from dalle3lib.world.language import RELATION, article, descriptive_caption
 from dalle3lib.world.questions import NUMBERS, VALUES
-from dalle3lib.world.render import CENTRE, render
+from dalle3lib.world.render import render
 from dalle3lib.world.scene import BACKGROUNDS, WORDS, Scene
 
 # How the judge is asked: in words that it was trained on. It answers yes or no; places and counts
@@ -67,7 +68,10 @@ def holds(kind: str, claim: tuple[str, ...], facts: dict) -> bool:
     if kind == "relation":
         first, relation, second = claim
         axis = 0 if relation == RELATION["left", "right"] else 1
-        at = {s: [CENTRE[o["place"]][axis] for o in things if o["shape"] == s] for s in claim[::2]}
+        at = {
+            s: [SQUARE.centre[o["place"]][axis] for o in things if o["shape"] == s]
+            for s in claim[::2]
+        }
         return any(a < b for a in at[first] for b in at[second])
     names = ("shape", "place") if kind == "place" else kind.split("-")
     return claim in {tuple(o[name] for name in names) for o in things}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle3lib.randomness import rng
-from dalle3lib.world.render import LETTER, SIDE, WORD_TOP, letter_columns
+from dalle3lib.world.canvas import LETTER, SQUARE
 from dalle3lib.world.scene import WORDS, Scene
 
 RIDGE = 1e-5  # weight of the squared coefficients
@@ -31,10 +31,10 @@ def letter_squares(maps: Tensor, scenes: Sequence[Scene]) -> tuple[Tensor, Tenso
     on a dark background and dark ones elsewhere take separate halves of the features, each with a
     constant: two linear readers in one.
     """
-    cell = SIDE // maps.shape[-1]
-    rows, side, found = WORD_TOP // cell, LETTER // cell, []
+    cell = SQUARE.width // maps.shape[-1]
+    rows, side, found = SQUARE.word_top // cell, LETTER // cell, []
     for i, spec in enumerate(scenes):
-        for letter, left in zip(spec.word, letter_columns(len(spec.word)), strict=True):
+        for letter, left in zip(spec.word, SQUARE.letter_columns(len(spec.word)), strict=True):
             square = maps[i, :, rows : rows + side, left // cell : left // cell + side].flatten()
             half = F.pad(square, (0, 1), value=1.0)
             halves = (0 * half, half) if spec.background == "night" else (half, 0 * half)

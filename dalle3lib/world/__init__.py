@@ -8,8 +8,10 @@ that a folder of photographs gives.
 
 from collections.abc import Sequence
 
+from dalle3lib import UserError
 from dalle3lib.images import Record
 from dalle3lib.randomness import rng
+from dalle3lib.world.canvas import CANVASES, LANDSCAPE, PORTRAIT, SQUARE, Canvas
 from dalle3lib.world.language import alt_text, descriptive_caption, short_caption
 from dalle3lib.world.prompts import PROBES, Probe, probe, satisfied
 from dalle3lib.world.questions import questions
@@ -17,8 +19,13 @@ from dalle3lib.world.render import render
 from dalle3lib.world.scene import SPLITS, Scene, Thing, scene
 
 __all__ = [
+    "CANVASES",
+    "LANDSCAPE",
+    "PORTRAIT",
     "PROBES",
     "SPLITS",
+    "SQUARE",
+    "Canvas",
     "Probe",
     "Scene",
     "Thing",
@@ -40,10 +47,22 @@ class World(Sequence):
     ``noise`` in [0, 0.75] is the noise level of the alt-text; ``seed`` names another draw of the
     same world. Each caption has a random stream of its own, so that changing the noise changes
     neither the scenes nor the human captions.
+
+    With several ``canvases`` each scene is drawn on one of those that hold it, all equally likely;
+    at ``scale`` 2 it has twice as many pixels in each direction.
     """
 
-    def __init__(self, split: str, count: int, noise: float = 0.5, seed: int = 0):
+    def __init__(
+        self,
+        split: str,
+        count: int,
+        noise: float = 0.5,
+        seed: int = 0,
+        canvases: Sequence[Canvas] = (SQUARE,),
+        scale: int = 1,
+    ):
         self.split, self.count, self.noise, self.seed = split, count, noise, seed
+        self.canvases, self.scale = tuple(canvases), scale
 
     def __len__(self) -> int:
         return self.count
@@ -51,6 +70,14 @@ class World(Sequence):
     def scene(self, index: int) -> Scene:
         """The specification of scene ``index``."""
         return scene(self.split, index, self.seed)
+
+    def canvas(self, index: int) -> Canvas:
+        """What scene ``index`` is drawn on. Raises UserError if no canvas holds it."""
+        spec = self.scene(index)
+        fitting = [canvas for canvas in self.canvases if canvas.holds(spec)]
+        if not fitting:
+            raise UserError(f"Scene {index} of {self.split} fits on none of the canvases given.")
+        return fitting[rng(self.seed, f"{self.split}/canvas", index).integers(len(fitting))]
 
     def __getitem__(self, index):  # an integer gives a Record, a slice a list of them
         if isinstance(index, slice):
@@ -61,7 +88,7 @@ class World(Sequence):
         alt, short, descriptive = self.captions(index)
         return Record(
             key=f"{self.split}-{index:06d}",
-            image=render(spec),
+            image=render(spec, self.canvas(index), self.scale),
             alt=alt,
             short=short,
             descriptive=descriptive,

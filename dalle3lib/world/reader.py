@@ -10,6 +10,8 @@ An object or a letter makes a difference d to the backdrop; the picture has the 
 lowers the squared error by its gain r·r - (r - d)·(r - d) = 2 r·d - d·d, and is found where that
 is more than half of r·r. All differences are looked at in half the resolution (``look``):
 softness, noise and a displacement by a pixel then weigh little beside colour and shape.
+
+Pictures of any canvas are read, drawn at any scale: larger ones are first averaged down to scale 1.
 """
 
 from collections import Counter
@@ -20,18 +22,8 @@ from string import ascii_lowercase
 import numpy as np
 
 from dalle3lib import UserError
-from dalle3lib.world.render import (
-    HALF,
-    LETTER,
-    SIDE,
-    WORD_TOP,
-    backdrop,
-    ink_colour,
-    letter,
-    letter_columns,
-    sprite,
-    square,
-)
+from dalle3lib.world.canvas import CANVASES, HALF, LETTER, SQUARE, Canvas
+from dalle3lib.world.render import backdrop, ink_colour, letter, sprite
 from dalle3lib.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, Thing
 
 CHUNK = 64  # pictures read together
@@ -41,14 +33,27 @@ SHIFT = 32.0  # grey levels: how much brighter or darker than drawn a picture ma
 CAP = 60.0  # grey levels: an error beyond says "not the background" and no more
 ROUNDING = 1.0  # grey levels²: mean squared differences up to this are no evidence of anything
 
-SQUARES = (  # in reading order: (place, whether raised to leave room for a word)
+ORDER = (  # in reading order: (place, whether raised to leave room for a word)
     ("top left", False), ("top", False), ("top right", False),
     ("left", True), ("centre", True), ("right", True),
     ("left", False), ("centre", False), ("right", False), ("bottom", False),
 )  # fmt: skip
 CUTS = tuple(product(SHAPES, SIZES, (-1, 0, 1), (-1, 0, 1)))  # 144 outlines, jitter included
 CLOTHS = tuple(product(COLOURS, TEXTURES))  # 32 fillings; a template is a cloth cut to an outline
-COLUMNS = (*letter_columns(4), *letter_columns(3))  # two letters fill the middle of four
+
+
+@cache
+def squares_of(canvas: Canvas) -> tuple[tuple[str, bool], ...]:
+    """Where objects can be on a canvas, in reading order: (place, whether raised for a word)."""
+    return tuple(where for where in ORDER if where[0] in canvas.centre)
+
+
+@cache
+def columns_of(canvas: Canvas) -> tuple[range, ...]:
+    """The columns of the letters of the longest even and the longest odd word with room, longest
+    first: shorter words stand in the middle of these."""
+    most = min(4, canvas.width // LETTER)
+    return canvas.letter_columns(most), canvas.letter_columns(most - 1)
 
 
 @cache
@@ -66,11 +71,11 @@ def look_matrices(side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def look(patches: np.ndarray) -> np.ndarray:
-    """Patches [..., side, side, 3] blurred, at half the resolution: float32 [..., 3 side² / 4]."""
-    side = patches.shape[-2]
-    down, across = look_matrices(side)
-    rows = patches.reshape(-1, 3 * side) @ across
-    return (down @ rows.reshape(-1, side, 3 * side // 2)).reshape(*patches.shape[:-3], -1)
+    """Patches [..., H, W, 3] blurred, at half the resolution: float32 [..., 3 H W / 4]."""
+    height, width = patches.shape[-3:-1]
+    down, across = look_matrices(height)[0], look_matrices(width)[1]
+    rows = patches.reshape(-1, 3 * width) @ across
+    return (down @ rows.reshape(-1, height, 3 * width // 2)).reshape(*patches.shape[:-3], -1)
 
 
 def energy(looks: np.ndarray) -> np.ndarray:
@@ -101,17 +106,18 @@ def thing(template: int, place: str) -> Thing:
 
 
 @cache
-def backdrops() -> np.ndarray:
-    """The pictures of the six backgrounds: float32 [6, 64, 64, 3]."""
-    return np.stack([backdrop(name) for name in BACKGROUNDS])
+def backdrops(canvas: Canvas = SQUARE) -> np.ndarray:
+    """The pictures of the six backgrounds: float32 [6, height, width, 3]."""
+    return np.stack([backdrop(name, canvas) for name in BACKGROUNDS])
 
 
 @cache
-def templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every object, looked at: (paint [4608, 768], hidden [10, 6, 144, 768], d·d [10, 6, 4608]).
+def templates(canvas: Canvas = SQUARE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every object, looked at: (paint [4608, 768], hidden [S, 6, 144, 768], d·d [S, 6, 4608]).
 
-    In each square and on each background, an object makes the difference d = paint - hidden:
-    what it adds less what it hides of the backdrop, which its outline alone decides.
+    In each of the canvas's S squares and on each background, an object makes the difference
+    d = paint - hidden: what it adds less what it hides of the backdrop, which its outline alone
+    decides.
     """
     drawn = [sprite(thing(i, "centre")) for i in range(len(CUTS) * len(CLOTHS))]
     cover = np.stack([1 - through for _, through in drawn[:: len(CLOTHS)]])
@@ -119,32 +125,39 @@ def templates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     fillings = paint.reshape(len(CUTS), len(CLOTHS), -1)
     own = np.einsum("oti,oti->ot", fillings, fillings)
     hidden, squares = [], []
-    for where in SQUARES:
-        hidden.append(look(backdrops()[:, None, *square(*where)] * cover))
+    for where in squares_of(canvas):
+        hidden.append(look(backdrops(canvas)[:, None, *canvas.square(*where)] * cover))
         for behind in hidden[-1]:
             mixed = (fillings @ behind[:, :, None])[..., 0]
             both = np.einsum("oi,oi->o", behind, behind)[:, None]
             squares.append((own - 2 * mixed + both).ravel())
-    shape = len(SQUARES), len(BACKGROUNDS), len(paint)
+    shape = len(hidden), len(BACKGROUNDS), len(paint)
     return paint, np.stack(hidden), np.stack(squares).reshape(shape)
 
 
 @cache
-def letters(background: str) -> np.ndarray:
-    """The difference each letter makes in each square of ``COLUMNS``, looked at: [7, 26, 192]."""
+def letters(background: str, canvas: Canvas = SQUARE) -> np.ndarray:
+    """The difference that each letter makes in each square of ``columns_of``: [C, 26, 192]."""
     ink = np.stack([letter(character) for character in ascii_lowercase])
-    strip = backdrop(background)[WORD_TOP : WORD_TOP + LETTER]
-    behind = np.stack([strip[:, column : column + LETTER] for column in COLUMNS])
+    behind = letter_squares(backdrop(background, canvas), canvas)
     return look(np.float32(ink * (ink_colour(background) - behind[:, None])))
 
 
+def letter_squares(picture: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """The squares of a picture [height, width, 3] where letters can be: [C, 16, 16, 3]."""
+    strip = picture[canvas.word_top :]
+    columns = [column for run in columns_of(canvas) for column in run]
+    return np.stack([strip[:, column : column + LETTER] for column in columns])
+
+
 @cache
-def arrangements() -> np.ndarray:
-    """Every set of squares, and of the word's strip, that do not overlap: bool [sets, 11]."""
-    drawn = np.zeros((len(SQUARES) + 1, SIDE, SIDE), int)
-    for number, where in enumerate(SQUARES):
-        drawn[number][square(*where)] = 1
-    drawn[-1, WORD_TOP:] = 1
+def arrangements(canvas: Canvas = SQUARE) -> np.ndarray:
+    """Every set of squares, and of the word's strip, that do not overlap: bool [sets, S + 1]."""
+    squares = squares_of(canvas)
+    drawn = np.zeros((len(squares) + 1, canvas.height, canvas.width), int)
+    for number, where in enumerate(squares):
+        drawn[number][canvas.square(*where)] = 1
+    drawn[-1, canvas.word_top :] = 1
     numbers = np.arange(len(drawn))
     sets = [np.isin(numbers, s) for n in range(6) for s in combinations(numbers, n)]
     return np.stack([chosen for chosen in sets if drawn[chosen].sum(0).max() <= 1])
@@ -153,15 +166,15 @@ def arrangements() -> np.ndarray:
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def find_background(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_background(pictures: np.ndarray, canvas: Canvas = SQUARE) -> tuple[np.ndarray, np.ndarray]:
     """The background that explains most of each picture: (its number [N], the difference r).
 
     Objects cover less than half of a picture: a median finds how much brighter or darker than
     the backdrop the picture is, and a capped error keeps the objects from deciding. The
-    difference [N, 64, 64, 3] is taken at the backdrop's brightness.
+    difference [N, height, width, 3] is taken at the backdrop's brightness.
     """
     differences, errors = [], []
-    for picture in backdrops():
+    for picture in backdrops(canvas):
         rest = pictures - picture
         shift = np.median(rest[:, 1::3, ::3].reshape(len(rest), -1), 1)  # a ninth is enough
         rest -= np.clip(shift, -SHIFT, SHIFT)[:, None, None, None]
@@ -171,16 +184,19 @@ def find_background(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return best, np.stack(differences)[best, np.arange(len(pictures))]
 
 
-def find_objects(rest: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The best template of each square and its gain, or 0 if that is no object: both [N, 10].
+def find_objects(
+    rest: np.ndarray, background: np.ndarray, canvas: Canvas = SQUARE
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best template of each square and its gain, or 0 if that is no object: both [N, S].
 
-    ``rest`` is the difference r [N, 64, 64, 3], ``background`` the number of its background [N].
+    ``rest`` is the difference r [N, height, width, 3], ``background`` the number of its background
+    [N].
     """
-    paint, hidden, squares = templates()
-    best = np.zeros((len(rest), len(SQUARES)), int)
+    paint, hidden, squares = templates(canvas)
+    best = np.zeros((len(rest), len(hidden)), int)
     gain = np.zeros(best.shape)
-    for number, where in enumerate(SQUARES):
-        seen = look(rest[:, *square(*where)])
+    for number, where in enumerate(squares_of(canvas)):
+        seen = look(rest[:, *canvas.square(*where)])
         gains = 2 * seen @ paint.T - squares[number, background]
         for i in np.unique(background):
             mine = background == i
@@ -190,15 +206,15 @@ def find_objects(rest: np.ndarray, background: np.ndarray) -> tuple[np.ndarray, 
     return best, gain
 
 
-def find_word(rest: np.ndarray, background: str) -> tuple[str, float]:
+def find_word(rest: np.ndarray, background: str, canvas: Canvas = SQUARE) -> tuple[str, float]:
     """The word printed in one picture, "" if none, and its gain: the better of both alignments."""
-    strip = rest[WORD_TOP : WORD_TOP + LETTER]
-    seen = look(np.stack([strip[:, column : column + LETTER] for column in COLUMNS]))
-    change = letters(background)
+    seen = look(letter_squares(rest, canvas))
+    change = letters(background, canvas)
     gains = 2 * np.einsum("sli,si->sl", change, seen) - np.einsum("sli,sli->sl", change, change)
     best, gain = gains.argmax(1), evidence(gains.max(1), seen, LETTER)
     words = [(0.0, "")]
-    for part in (slice(4), slice(4, 7)):
+    longest = len(columns_of(canvas)[0])
+    for part in (slice(longest), slice(longest, None)):
         found = best[part][gain[part] > 0]
         if len(found) > 1:  # a single letter is no word
             words.append((float(gain[part].sum()), "".join(ascii_lowercase[i] for i in found)))
@@ -206,18 +222,18 @@ def find_word(rest: np.ndarray, background: str) -> tuple[str, float]:
     return word, gain
 
 
-def read_chunk(images: np.ndarray) -> list[dict]:
-    """The readings of a few pictures: the arrangement of squares of greatest gain in each."""
-    background, rest = find_background(images.astype(np.float32))
-    best, gain = find_objects(rest, background)
-    words = [find_word(r, BACKGROUNDS[b]) for r, b in zip(rest, background, strict=True)]
+def read_chunk(images: np.ndarray, canvas: Canvas = SQUARE) -> list[dict]:
+    """The readings of a few pictures of scale 1: the arrangement of greatest gain in each."""
+    background, rest = find_background(images.astype(np.float32), canvas)
+    best, gain = find_objects(rest, background, canvas)
+    words = [find_word(r, BACKGROUNDS[b], canvas) for r, b in zip(rest, background, strict=True)]
     gain = np.column_stack([gain, [g for _, g in words]])
-    chosen = arrangements()[(gain @ arrangements().T).argmax(1)] & (gain > 0)
+    chosen = arrangements(canvas)[(gain @ arrangements(canvas).T).argmax(1)] & (gain > 0)
     fit = np.clip(_fit(look(rest), (gain * chosen).sum(1)), 0, 1)
-    readings = []
+    readings, squares = [], squares_of(canvas)
     for i, shown in enumerate(chosen):
         numbers = np.flatnonzero(shown[:-1])
-        objects = tuple(thing(int(best[i, n]), SQUARES[n][0]) for n in numbers)
+        objects = tuple(thing(int(best[i, n]), squares[n][0]) for n in numbers)
         spec = Scene(BACKGROUNDS[background[i]], objects, words[i][0] if shown[-1] else None)
         readings.append(spec.facts() | {"fit": float(fit[i])})
     return readings
@@ -228,22 +244,46 @@ def _fit(looks: np.ndarray, gain: np.ndarray) -> np.ndarray:
     return (gain + ROUNDING * looks.shape[-1]) / energy(looks)
 
 
+def canvas_of(images: np.ndarray) -> tuple[Canvas, int] | None:
+    """The canvas and the scale of pictures uint8 [N, H, W, 3]; None if there is no such canvas."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        return None
+    for canvas in CANVASES:
+        scale = max(1, images.shape[1] // canvas.height)
+        if images.shape[1:3] == (scale * canvas.height, scale * canvas.width):
+            return canvas, scale
+    return None
+
+
+def averaged(images: np.ndarray, scale: int) -> np.ndarray:
+    """Pictures [N, H, W, 3] with every ``scale`` x ``scale`` pixels averaged into one: uint8."""
+    if scale == 1:
+        return images
+    count, height, width, _ = images.shape
+    blocks = images.reshape(count, height // scale, scale, width // scale, scale, 3)
+    return (blocks.mean((2, 4), dtype=np.float32) + 0.5).astype(np.uint8)
+
+
 def read(images: np.ndarray) -> list[dict]:
     """What each picture shows: the facts of a scene, and ``fit``.
 
-    ``images`` is uint8 [N, 64, 64, 3]. Each dict has "background", "objects" (in reading order,
-    none if nothing is recognised) and "word" (or None) as ``Scene.facts`` has, and "fit": the
-    share, 0 to 1, of what is not background that the reading explains. Raises UserError for any
-    other array.
+    ``images`` is uint8 [N, H, W, 3] of the size of a canvas or a whole multiple of it. Each dict
+    has "background", "objects" (in reading order, none if nothing is recognised) and "word" (or
+    None) as ``Scene.facts`` has, and "fit": the share, 0 to 1, of what is not background that the
+    reading explains. Raises UserError for any other array.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (SIDE, SIDE, 3):
+    found = canvas_of(images)
+    if found is None:
+        sizes = ", ".join(f"{c.height}, {c.width}" for c in CANVASES)
         raise UserError(
-            f"The reader needs pictures as uint8 [N, {SIDE}, {SIDE}, 3], not {images.dtype} "
-            f"{list(images.shape)}: resize and convert them first."
+            f"The reader needs pictures as uint8 [N, H, W, 3] of {sizes} or a multiple, not "
+            f"{images.dtype} {list(images.shape)}: resize and convert them first."
         )
-    chunks = range(0, len(images), CHUNK)
-    return [facts for i in chunks for facts in read_chunk(images[i : i + CHUNK])]
+    canvas, scale = found
+    starts = range(0, len(images), CHUNK)
+    parts = (averaged(images[i : i + CHUNK], scale) for i in starts)
+    return [facts for part in parts for facts in read_chunk(part, canvas)]
 
 
 # ---- comparing -----------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
-"""Scenes as pictures: 64 x 64 RGB, drawn from cached anti-aliased sprites."""
+"""Scenes as pictures: RGB drawn from cached anti-aliased sprites, on any canvas, at any scale.
+
+At scale 1 the world's canvas is 64 x 64 pixels. A larger scale draws the same scene finer: shapes,
+textures and letters anew, and the marks of backgrounds, squares by design, as larger squares.
+"""
 
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dalle3lib.world.canvas import HALF, LETTER, SQUARE, Canvas
 from dalle3lib.world.scene import Scene, Thing
 
-SIDE = 64
-HALF = 16  # half the square an object is drawn in, pixels; the squares of a scene do not overlap
 RADIUS = {"small": 10.0, "large": 13.5}  # pixels
 FINE = 4  # sub-pixels per pixel and direction, for smooth edges
 RGB = {
@@ -17,12 +20,6 @@ RGB = {
     "pink": (248, 148, 196), "brown": (122, 76, 42),
 }  # fmt: skip
 OUTLINE, WHITE = np.array((28, 28, 28.0)), np.array((252, 252, 252.0))
-CENTRE = {
-    "centre": (32, 32), "left": (16, 32), "right": (48, 32), "top": (32, 16), "bottom": (32, 48),
-    "top left": (16, 16), "top right": (48, 16),
-}  # fmt: skip
-WORD_RISE = 8  # pixels by which objects move up to leave room for a printed word
-WORD_TOP, LETTER = 48, 16  # the first row of a printed word; the side of a letter's square
 
 
 def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -49,66 +46,71 @@ def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def coverage(shape: str, radius: float, dx: int = 0, dy: int = 0) -> np.ndarray:
-    """The share of every pixel that the shape covers: float [32, 32, 1] in [0, 1].
+def coverage(shape: str, radius: float, dx: int = 0, dy: int = 0, scale: int = 1) -> np.ndarray:
+    """The share of every pixel that the shape covers: float [32 s, 32 s, 1] in [0, 1].
 
-    The shape's middle lies ``dx`` and ``dy`` pixels off the middle of the square.
+    The shape's middle lies ``dx`` and ``dy`` off the middle of the square. These and ``radius``
+    are pixels of scale 1; at scale s a pixel is 1/s of that.
     """
-    grid = (np.arange(2 * HALF * FINE) + 0.5) / FINE - HALF
+    side = 2 * HALF * scale
+    grid = (np.arange(side * FINE) + 0.5) / (FINE * scale) - HALF
     x, y = np.meshgrid((grid - dx) / radius, (grid - dy) / radius)
-    return inside(shape, x, y).reshape(2 * HALF, FINE, 2 * HALF, FINE, 1).mean((1, 3))
+    return inside(shape, x, y).reshape(side, FINE, side, FINE, 1).mean((1, 3))
 
 
 @cache
-def silhouette(shape: str, size: str, dx: int, dy: int) -> tuple[np.ndarray, np.ndarray]:
+def silhouette(
+    shape: str, size: str, dx: int, dy: int, scale: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """How much of each pixel the whole object and its inside, without outline, cover."""
-    whole = coverage(shape, RADIUS[size], dx, dy)
-    return whole, np.minimum(coverage(shape, RADIUS[size] - 1.1, dx, dy), whole)
+    whole = coverage(shape, RADIUS[size], dx, dy, scale)
+    return whole, np.minimum(coverage(shape, RADIUS[size] - 1.1, dx, dy, scale), whole)
 
 
-def pattern(texture: str) -> np.ndarray:
-    """Where a texture shows the object's colour (1) and where white (0): [32, 32, 1].
+def pattern(texture: str, scale: int = 1) -> np.ndarray:
+    """Where a texture shows the object's colour (1) and where white (0): [32 s, 32 s, 1].
 
     Patterns repeat every 8 pixels and stay in place when an object moves by a pixel: like a
     cloth seen through a hole. An autoencoder with 8 x 8 cells then finds the same in each cell.
     """
-    row, column = np.mgrid[: 2 * HALF, : 2 * HALF, :1][:2]
+    side = 2 * HALF * scale
+    row, column = (np.mgrid[:side, :side, :1][:2] + 0.5) / scale  # the middle of each pixel
     if texture == "plain":
         return np.ones(row.shape)
     if texture == "striped":
-        return 1.0 * ((row + column) % 8 < 4)
+        return 1.0 * ((row + column - 0.5) % 8 < 4)
     if texture == "dotted":
-        return 1.0 * (np.hypot((row + 4) % 8 - 3.5, (column + 4) % 8 - 3.5) > 2.2)
+        return 1.0 * (np.hypot((row + 4) % 8 - 4, (column + 4) % 8 - 4) > 2.2)
     if texture == "checkered":
         return 1.0 * ((row // 4 + column // 4) % 2 == 0)
     raise ValueError(f"unknown texture {texture!r}")
 
 
 @cache
-def cloth(colour: str, texture: str) -> np.ndarray:
-    """What an object is made of, before it is cut to shape: RGB [32, 32, 3]."""
-    share = pattern(texture)
+def cloth(colour: str, texture: str, scale: int = 1) -> np.ndarray:
+    """What an object is made of, before it is cut to shape: RGB [32 s, 32 s, 3]."""
+    share = pattern(texture, scale)
     return share * np.array(RGB[colour], float) + (1 - share) * WHITE
 
 
-def sprite(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
+def sprite(thing: Thing, scale: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """An object ready to be laid on a background.
 
-    Returns (its RGB times what it covers [32, 32, 3], the share of the background that shows
-    through [32, 32, 1]), float32.
+    Returns (its RGB times what it covers [32 s, 32 s, 3], the share of the background that shows
+    through [32 s, 32 s, 1]), float32.
     """
-    whole, inner = silhouette(thing.shape, thing.size, thing.dx, thing.dy)
-    paint = inner * cloth(thing.colour, thing.texture) + (whole - inner) * OUTLINE
+    whole, inner = silhouette(thing.shape, thing.size, thing.dx, thing.dy, scale)
+    paint = inner * cloth(thing.colour, thing.texture, scale) + (whole - inner) * OUTLINE
     return paint.astype(np.float32), np.float32(1 - whole)
 
 
 @cache
-def backdrop(name: str) -> np.ndarray:
-    """The picture of a background: float32 [64, 64, 3], read only.
+def backdrop(name: str, canvas: Canvas = SQUARE, scale: int = 1) -> np.ndarray:
+    """The picture of a background: float32 [height s, width s, 3], read only.
 
     Like the textures, backgrounds repeat every 8 pixels (stone every 16).
     """
-    row, column = np.mgrid[:SIDE, :SIDE]
+    row, column = np.mgrid[: canvas.height * scale, : canvas.width * scale] // scale
     down, across = row % 8, column % 8
     base, mark, where = {
         "snow": ((238, 243, 250), (206, 219, 238), abs(down - 3) + abs(across - 4) < 2),
@@ -127,19 +129,15 @@ def backdrop(name: str) -> np.ndarray:
 
 
 @cache
-def letter(character: str) -> np.ndarray:
-    """How much ink a printed letter lays on its square: float32 [16, 16, 1] in [0, 1]."""
-    square = Image.new("L", (LETTER, LETTER))
-    font = ImageFont.load_default(size=18)
+def letter(character: str, scale: int = 1) -> np.ndarray:
+    """How much ink a printed letter lays on its square: float32 [16 s, 16 s, 1] in [0, 1]."""
+    square = Image.new("L", (LETTER * scale, LETTER * scale))
+    font = ImageFont.load_default(size=18 * scale)
     drawing = ImageDraw.Draw(square)
-    place, ink = (LETTER / 2, LETTER - 2), {"fill": 255, "stroke_width": 0.4}  # a little bold
+    place = LETTER * scale / 2, (LETTER - 2) * scale
+    ink = {"fill": 255, "stroke_width": 0.4 * scale}  # a little bold
     drawing.text(place, character.upper(), font=font, anchor="ms", **ink)
     return np.asarray(square, np.float32)[..., None] / 255
-
-
-def letter_columns(count: int) -> range:
-    """The first pixel columns of the squares of a word of ``count`` letters, centred."""
-    return range((SIDE - LETTER * count) // 2, (SIDE + LETTER * count) // 2, LETTER)
 
 
 def ink_colour(background: str) -> np.ndarray:
@@ -147,23 +145,22 @@ def ink_colour(background: str) -> np.ndarray:
     return WHITE if background == "night" else OUTLINE
 
 
-def square(place: str, with_word: bool) -> tuple[slice, slice]:
-    """The rows and columns of the square in which an object at a place is drawn."""
-    x, y = CENTRE[place]
-    y -= WORD_RISE if with_word else 0
-    return slice(y - HALF, y + HALF), slice(x - HALF, x + HALF)
+def zoomed(where: tuple[slice, slice], scale: int) -> tuple[slice, slice]:
+    """The same rows and columns at another scale."""
+    return tuple(slice(part.start * scale, part.stop * scale) for part in where)
 
 
-def render(spec: Scene) -> np.ndarray:
-    """The picture of a scene: uint8 [64, 64, 3]."""
-    picture = backdrop(spec.background).copy()
+def render(spec: Scene, canvas: Canvas = SQUARE, scale: int = 1) -> np.ndarray:
+    """The picture of a scene that the canvas holds: uint8 [height s, width s, 3]."""
+    picture = backdrop(spec.background, canvas, scale).copy()
     for thing in spec.objects:
-        paint, through = sprite(thing)
-        patch = picture[square(thing.place, spec.word is not None)]
+        paint, through = sprite(thing, scale)
+        patch = picture[zoomed(canvas.square(thing.place, spec.word is not None), scale)]
         patch *= through
         patch += paint
     word = spec.word or ""
-    for character, column in zip(word, letter_columns(len(word)), strict=True):
-        patch = picture[WORD_TOP : WORD_TOP + LETTER, column : column + LETTER]
-        patch += letter(character) * (ink_colour(spec.background) - patch)
+    rows = slice(canvas.word_top, canvas.word_top + LETTER)
+    for character, column in zip(word, canvas.letter_columns(len(word)), strict=True):
+        patch = picture[zoomed((rows, slice(column, column + LETTER)), scale)]
+        patch += letter(character, scale) * (ink_colour(spec.background) - patch)
     return (picture + 0.5).astype(np.uint8)
