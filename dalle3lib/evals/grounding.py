@@ -19,7 +19,8 @@ from dalle3lib import captioner, stats
 from dalle3lib.caption_attention import Trace, Word, word_maps
 from dalle3lib.images import Record, stack
 from dalle3lib.randomness import rng
-from dalle3lib.world.render import SIDE, backdrop, square
+from dalle3lib.world.canvas import SQUARE
+from dalle3lib.world.render import backdrop
 
 Box = tuple[slice, slice]  # rows and columns, pixels
 ATTRIBUTES = ("colour", "shape")
@@ -29,10 +30,10 @@ LOSSES = ["loss named", "loss other"]
 
 def boxes(facts: dict) -> list[Box]:
     """The square of the picture that belongs to each object, in the order of the facts."""
-    return [square(thing["place"], facts["word"] is not None) for thing in facts["objects"]]
+    return [SQUARE.square(thing["place"], facts["word"] is not None) for thing in facts["objects"]]
 
 
-def covered(box: Box, rows: int, columns: int, side: int = SIDE) -> np.ndarray:
+def covered(box: Box, rows: int, columns: int, side: int = SQUARE.width) -> np.ndarray:
     """Which share of each patch a box covers: float64 [rows, columns], 0 to 1; mean is the area.
 
     The box is in pixels of a picture of ``side`` x ``side``, cut into equal patches.
@@ -129,7 +130,7 @@ def removal(
     of = [picture for picture, _ in cases]
     painted = [without(records[picture], gone) for picture, gone in cases]
     before = _log_probabilities(model, stack(records), tokens)
-    after = _log_probabilities(model, np.array(painted).reshape(-1, SIDE, SIDE, 3), tokens[of])
+    after = _log_probabilities(model, np.array(painted).reshape(-1, *pictures[0].shape), tokens[of])
     fell = dict(zip(cases, (before[of] - after).cpu(), strict=True))
     losses = []
     for row in table.itertuples():
