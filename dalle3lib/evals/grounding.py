@@ -130,7 +130,9 @@ def removal(
     of = [picture for picture, _ in cases]
     painted = [without(records[picture], gone) for picture, gone in cases]
     before = _log_probabilities(model, stack(records), tokens)
-    after = _log_probabilities(model, np.array(painted).reshape(-1, *pictures[0].shape), tokens[of])
+    after = _log_probabilities(
+        model, np.array(painted).reshape(-1, *records[0].image.shape), tokens[of]
+    )
     fell = dict(zip(cases, (before[of] - after).cpu(), strict=True))
     losses = []
     for row in table.itertuples():
