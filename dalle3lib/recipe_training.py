@@ -7,6 +7,7 @@ of the second stage costs nearly four times as much as one of the first.
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -143,3 +144,20 @@ def load(start: str) -> tuple[UNet2DConditionModel, dict]:
     directory = paths.foundation(f"unet-recipe-{start}")
     model = UNet2DConditionModel.from_pretrained(directory).float().eval().requires_grad_(False)
     return model, files.read_json(directory / "training.json")
+
+
+def spent(training: dict[str, dict]) -> pd.DataFrame:
+    """What each start cost, from what ``load`` tells about it: a column for each start.
+
+    Operations are those of forward and backward passes, counted, in GFLOP and TFLOP.
+    """
+    table = {}
+    for start, about in training.items():
+        steps, step = len(about["loss"]), about["image_flops"] * about["batch"]
+        table[start] = {
+            "steps of the second stage": steps,
+            "GFLOP a step": step / 1e9,
+            "first stage, TFLOP": about["first_flops"] / 1e12,
+            "both stages, TFLOP": (steps * step + about["first_flops"]) / 1e12,
+        }
+    return pd.DataFrame(table)

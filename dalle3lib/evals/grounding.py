@@ -129,10 +129,9 @@ def removal(
     cases = [(picture, gone) for picture, count in counts for gone in range(count)]
     of = [picture for picture, _ in cases]
     painted = [without(records[picture], gone) for picture, gone in cases]
+    painted = np.stack(painted) if painted else stack(records)[:0]
     before = _log_probabilities(model, stack(records), tokens)
-    after = _log_probabilities(
-        model, np.array(painted).reshape(-1, *records[0].image.shape), tokens[of]
-    )
+    after = _log_probabilities(model, painted, tokens[of])
     fell = dict(zip(cases, (before[of] - after).cpu(), strict=True))
     losses = []
     for row in table.itertuples():
