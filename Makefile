@@ -3,6 +3,7 @@
 
 PRESET ?= cpu
 DATA ?= world
+PROFILE ?= local
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.installed
@@ -26,8 +27,8 @@ $(EXTRAS): $(READY) requirements-extras.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-extras.lock
 	@touch $@
 
-book: $(READY)  ## run the chapters that are out of date and build the book (PRESET, DATA)
-	@$(BIN)/python -m dalle3lib graph --preset "$(PRESET)" --data "$(DATA)"
+book: $(READY)  ## run the chapters that are out of date and build the book (PRESET, DATA, PROFILE)
+	@$(BIN)/python -m dalle3lib graph --preset "$(PRESET)" --data "$(DATA)" --profile "$(PROFILE)"
 
 test: $(EXTRAS)  ## run the tests
 	$(BIN)/python -m pytest -q --durations=20 -m "not soak"

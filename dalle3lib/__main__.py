@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.add_argument("-o", type=Path, metavar="OUT.ipynb", help="where the executed notebook goes")
-    command("graph", graph_command)
+    graph = command("graph", graph_command)
+    graph.add_argument("--profile", choices=("local", "slurm"), default="local")
     plan = command("plan", plan_command)
     plan.add_argument("--peak", type=float, help="of the GPU, in TFLOP/s (default: an H100's 990)")
     plan.add_argument("--utilisation", type=float, help="share of it that is reached, 0 to 1")
@@ -219,7 +220,7 @@ def graph_command(options: argparse.Namespace) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
         for failed in (root / "notebooks").glob("*.failed.ipynb"):
             failed.unlink()  # what failed before runs again now
-        code = _snakemake(root, options.preset, options.data)
+        code = _snakemake(root, options)
     times_command(options)
     print(f"This call took {time.time() - began:.0f} s.")
     index = paths.ROOT / "book" / "_build" / root.name / "html" / "index.html"
@@ -251,12 +252,13 @@ def _announce(options: argparse.Namespace) -> None:
         plan.check(cfg)
 
 
-def _snakemake(root: Path, preset: str, data: str) -> int:
+def _snakemake(root: Path, options: argparse.Namespace) -> int:
     """Run the graph in ``workflow/Snakefile`` and return Snakemake's exit code."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
-    command += ["--profile", "workflow/profiles/local", "--directory", str(root)]
-    command += ["--cores", str(config.jobs(preset))]
-    command += ["--config", f"preset={preset}", f"data={json.dumps(data)}"]  # read as YAML
+    command += ["--profile", f"workflow/profiles/{options.profile}", "--directory", str(root)]
+    if options.profile == "local":
+        command += ["--cores", str(config.jobs(options.preset))]
+    command += ["--config", f"preset={options.preset}", f"data={json.dumps(options.data)}"]  # YAML
     python_path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path} | ONE_THREAD
     return subprocess.run(command, cwd=paths.ROOT, env=os.environ | environment).returncode

@@ -54,12 +54,32 @@ def predict(model: UNet2DConditionModel, z: Tensor, t: Tensor, states: Tensor, m
     return model(z, 1000 * t, states, encoder_attention_mask=mask).sample.float()
 
 
+def min_snr_weight(t: Tensor, gamma: float) -> Tensor:
+    """How much the errors at times t [B] count with min-SNR weighting (Hang et al. 2023): [B].
+
+    The weight of the clean latent's error is the signal-to-noise ratio, but at most ``gamma`` (5 in
+    their paper), so that nearly clean latents do not drown the others; divided by that ratio plus
+    one, as it is the velocity's error that is weighed (their section 3.4).
+    """
+    a = alpha_bar(t)
+    snr = a / (1 - a)  # infinite where there is no noise: the weight is 0 there
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
 def loss(
-    model: UNet2DConditionModel, x: Tensor, noise: Tensor, t: Tensor, states: Tensor, mask: Tensor
+    model: UNet2DConditionModel,
+    x: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    states: Tensor,
+    mask: Tensor,
+    min_snr: float | None = None,
 ) -> Tensor:
-    """Mean squared error of the velocity over a batch: a scalar."""
+    """Mean squared error of the velocity over a batch, weighed by ``min_snr_weight`` if asked."""
     error = predict(model, add_noise(x, noise, t), t, states, mask) - velocity(x, noise, t)
-    return error.square().mean()
+    if min_snr is None:
+        return error.square().mean()
+    return (min_snr_weight(t, min_snr) * error.square().mean((1, 2, 3))).mean()
 
 
 def step_loss(
@@ -75,6 +95,7 @@ def step_loss(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     micro_batch: int | None = None,
+    min_snr: float | None = None,
 ) -> Callable[[int], dict[str, Tensor] | list[Part]]:
     """The loss of one arm as a function of the step, for ``train.train``.
 
@@ -86,7 +107,8 @@ def step_loss(
     All of that is drawn in memory and moved to ``device``, where the model is; so a GPU sees what a
     processor would. With ``dtype`` bfloat16 matrices are multiplied in that precision (autocast),
     weights stay float32. If ``micro_batch`` is smaller than ``batch``, or several processes train
-    together, a step has parts whose losses sum to that of the batch.
+    together, a step has parts whose losses sum to that of the batch. ``min_snr`` weighs the times
+    (``min_snr_weight``); without it all count alike, as in the arms of this book.
     """
 
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -103,7 +125,7 @@ def step_loss(
     def of(x: Tensor, noise: Tensor, t: Tensor, shown: list[Tensor]) -> Tensor:
         moved = (a.to(device) for a in (x, noise, t))
         with autocast(device, dtype):
-            return loss(model, *moved, *text.pad(shown, device))
+            return loss(model, *moved, *text.pad(shown, device), min_snr)
 
     drawn_at = draw if device == "cpu" else drawn_ahead(draw)
     parts = parallel.micro_batches(batch, micro_batch)

@@ -305,3 +305,44 @@ def test_drawing_ahead_changes_nothing():
     ahead = diffusion.drawn_ahead(draw)
     assert [ahead(step) for step in (0, 1, 2, 7, 8, 3)] == [0, 10, 20, 70, 80, 30]
     assert set(range(10)) - {5, 6} >= set(asked) >= {0, 1, 2, 3, 7, 8}
+
+
+# ---- min-SNR weighting ---------------------------------------------------------------------------
+
+
+def test_min_snr_weights_by_hand():
+    """Half signal, half noise: the ratio is 1. No noise: nothing to predict, the weight is 0."""
+    half = torch.tensor([x for x in torch.linspace(0, 1, 10001) if diffusion.alpha_bar(x) <= 0.5])[
+        0
+    ]
+    assert diffusion.min_snr_weight(half[None], 5).item() == pytest.approx(0.5, abs=1e-3)
+    assert diffusion.min_snr_weight(half[None], 0.2).item() == pytest.approx(0.1, abs=1e-3)
+    assert diffusion.min_snr_weight(torch.zeros(1), 5).item() == 0
+
+
+@given(st.floats(0, 1), st.floats(0.1, 20))
+def test_min_snr_weights_are_those_of_diffusers(t, gamma):
+    """Its example script: min(SNR, gamma) / (SNR + 1) for the velocity."""
+    weight = diffusion.min_snr_weight(torch.tensor([t], dtype=torch.float64), gamma).item()
+    a = diffusion.alpha_bar(torch.tensor(t, dtype=torch.float64)).item()
+    assert weight == pytest.approx(min(a / (1 - a), gamma) / (a / (1 - a) + 1) if a < 1 else 0)
+
+
+def test_min_snr_weighs_each_sample_of_a_batch():
+    torch.manual_seed(0)
+    model = unet.build((16, 32, 32), text_width=32)
+    x, noise = torch.randn(2, 3, 4, 8, 8)
+    t, states, mask = torch.tensor([0.1, 0.5, 0.9]), torch.randn(3, 2, 32), torch.ones(3, 2).bool()
+    batch = (x, noise, t, states, mask)
+    with torch.no_grad():
+        each = [diffusion.loss(model, *(v[[i]] for v in batch)) for i in range(3)]
+        weights = diffusion.min_snr_weight(t, 5)
+        expected = sum(w * e for w, e in zip(weights, each, strict=True)) / 3
+        torch.testing.assert_close(diffusion.loss(model, *batch, min_snr=5), expected)
+    latents, told = torch.randn(8, 4, 8, 8), [torch.randn(2, 32)] * 8
+    options = {"seed": 0, "batch": 4, "ratio": 50, "dropout": 0.1}
+    plain, weighed = (
+        diffusion.step_loss(model, latents, told, told, **options, min_snr=g)(0)["loss"].item()
+        for g in (None, 5)
+    )
+    assert weighed < plain  # every weight is below 1

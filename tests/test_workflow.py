@@ -225,3 +225,22 @@ def test_two_calls_at_once_do_not_mix(project, photos):
     ran = re.findall(r"^(\S+): started$", "".join(said), re.M)
     assert len(ran) == len(set(ran)) == 5
     assert sum("Another `make book` is working" in text for text in said) == 1
+
+
+def test_a_cluster_gets_the_same_graph(tmp_path):
+    """The SLURM profile, as far as a machine without SLURM can tell: what would be submitted."""
+    command = "-m snakemake --snakefile workflow/Snakefile --profile workflow/profiles/slurm"
+    command += " --config preset=smoke data=world --dry-run"
+    done = subprocess.run(
+        [sys.executable, *command.split()],
+        cwd=paths.ROOT,
+        env=os.environ | {"DALLE3_RUNS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", said, re.M))
+    assert counts["arm"] == "4" and counts["fine_tune"] == "2" and counts["book"] == "1"
+    arms = [part for part in said.split("\nrule ") if part.startswith("arm:")]
+    assert len(arms) == 4 and all("gres=gpu:1" in arm and "runtime=2880" in arm for arm in arms)
