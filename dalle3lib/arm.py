@@ -23,6 +23,7 @@ from dalle3lib import (
     files,
     foundation,
     pairs,
+    parallel,
     paths,
     pretrained,
     quality,
@@ -69,14 +70,18 @@ def train_arm(
 ) -> tuple[UNet2DConditionModel, dict[str, list[float]]]:
     """Train the arm that ``cfg`` names (kind, ratio, seed); return (EMA U-Net, log).
 
-    Snapshots of the averaged weights are left in ``directory``. Raises UserError for an unknown
-    kind or a ratio outside 0 to 100.
+    Snapshots of the averaged weights are left in ``directory``. Several ``processes`` share each
+    step (``arm_processes``). Raises UserError for an unknown kind or a ratio outside 0 to 100.
     """
     if cfg.kind not in ("original", *KINDS) or not 0 <= cfg.ratio <= 100:
         raise UserError(
             f"There is no arm {cfg.kind} {cfg.ratio} %: the kind is original, ssc or dsc, and the "
             "ratio a percentage from 0 to 100."
         )
+    if cfg.get("processes", 1) > 1 and parallel.count() == 1:
+        from dalle3lib.arm_processes import train_together  # which imports this module
+
+        train_together(cfg, directory)  # and what follows finds it finished
     original, device = cache.states["original"], pretrained.device(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -84,6 +89,8 @@ def train_arm(
             tuple(cfg.channels), original[0].shape[1], cache.latents.shape[-1], cfg.get("layers", 1)
         )
     model = model.to(device, memory_format=torch.channels_last)
+    if cfg.get("grad_checkpointing", False):
+        model.enable_gradient_checkpointing()
     loss = diffusion.step_loss(
         model,
         cache.latents,

@@ -34,7 +34,7 @@ GROUPS = {
         (
             *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample", "decoder"),
             *("buckets", "recipe", "recipe_training", "recipe_scores"),
-            *("train", "checkpoints", "parallel", "randomness"),
+            *("train", "checkpoints", "parallel", "arm_processes", "randomness"),
             *("pretrained", "plan", "foundation", "quality"),
         ),
     ),

@@ -57,11 +57,11 @@ def wait() -> None:
 
 
 def micro_batches(batch: int, size: int | None = None) -> list[slice]:
-    """A batch cut into parts of at most ``size`` samples.
+    """A batch cut into parts of at most ``size`` samples, at least one for each process.
 
     The default is one part for each process. UserError if some process would have none.
     """
-    size = size or -(-batch // count())
+    size = min(size or batch, -(-batch // count()))
     parts = [slice(first, min(first + size, batch)) for first in range(0, batch, size)]
     if len(parts) < count():
         raise UserError(
@@ -90,7 +90,8 @@ def add_up(model: nn.Module, values: dict[str, float]) -> dict[str, float]:
     if count() == 1:
         return values
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = reduce(nn.utils.parameters_to_vector(gradients), "sum")  # one message, not hundreds
-    nn.utils.vector_to_parameters(total, gradients)
+    total = reduce(torch.cat([g.flatten() for g in gradients]), "sum")  # one message, not hundreds
+    for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
     sums = reduce(torch.tensor(list(values.values()), device=total.device), "sum")
     return dict(zip(values, sums.tolist(), strict=True))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from dalle3lib import UserError, arm, paths, runs
+from dalle3lib import UserError, arm, latents, paths, runs
 from dalle3lib.config import Parameters
 from dalle3lib.images import Record
 from dalle3lib.latents import Cache
@@ -119,6 +119,25 @@ def test_a_finished_arm_takes_no_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(arm.diffusion, "loss", never)
     assert torch.equal(weights(tmp_path), first)
+
+
+def test_two_processes_train_the_same_arm(foundations, tmp_path):
+    """Started as from a notebook; against one process that takes the same parts by itself."""
+    cfg = parameters(tmp_path, scenes=12, processes=2, device="cpu")
+    cache = latents.load(latents.build(cfg))
+    both, log = arm.train_arm(cfg, cache, tmp_path / "two")
+    alone = parameters(tmp_path, scenes=12, micro_batch=2)
+    model, expected = arm.train_arm(alone, cache, tmp_path / "one")
+    assert len(log["loss"]) == 6 and log["loss"] == pytest.approx(expected["loss"])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(both.state_dict()[name], value, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="2 processes that train this arm ended with code"):
+        arm.train_arm(replace(cfg, values=cfg.values | {"batch": 1}), cache, tmp_path / "none")
+
+
+def test_computing_activations_twice_trains_the_same_arm(tmp_path):
+    again = weights(tmp_path / "b", grad_checkpointing=True)
+    assert torch.equal(weights(tmp_path / "a"), again)
 
 
 def test_micro_batches_train_the_same_arm(tmp_path):

@@ -236,15 +236,19 @@ def test_tied_weights_are_saved_and_stay_tied(tmp_path):
 # ---- measuring on held-out data, and stopping early ----------------------------------------------
 
 
-def climb(directory: Path, best_at: float = 0.2, measured: bool = True, **options):
+def climb(
+    directory: Path, best_at: float = 0.2, measured: bool = True, die_at: int = -1, **options
+):
     """A weight is pulled from 0 to 1, past ``best_at``, where the held-out loss is least.
 
-    Returns the weight that training leaves and the log.
+    Returns the weight that training leaves and the log; or is killed at the step ``die_at``.
     """
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
 
     def loss(step: int) -> dict[str, torch.Tensor]:
+        if step == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         noise = np.random.default_rng(step).standard_normal()
         return {"loss": (model.weight - 1).square().sum() + 0.01 * noise * model.weight.sum()}
 
@@ -296,20 +300,18 @@ def test_the_best_average_is_what_stays(tmp_path):
 
 
 def test_history_and_best_weights_survive_kills(tmp_path):
-    """Killed at random moments, training stops where it would have, with the same bits."""
-    options = {"patience": 4, "checkpoint_every": 1, "ema_decay": 0.8}
-    climb(tmp_path / "whole", **options)
-    expected, moment, hits = bits(tmp_path / "whole"), random.Random(0), 0
-    assert "best.safetensors" in expected
-    for run in range(3):
-        where = tmp_path / str(run)
-        for _ in range(4):
-            child = start(lambda where=where: climb(where, **options))
-            hits += killed(child, moment.uniform(0.02, 0.25))
-        weight, log = climb(where, **options)
-        assert bits(where) == expected
-        assert (weight - 0.2) ** 2 == pytest.approx(min(log["held_out"]), rel=1e-4)
-    assert hits > 2
+    """Killed at several steps, training stops where it would have, with the same bits."""
+    options = {"patience": 4, "checkpoint_every": 3, "ema_decay": 0.8}
+    _, whole = climb(tmp_path / "whole", **options)
+    expected, steps = bits(tmp_path / "whole"), len(whole["loss"])
+    assert "best.safetensors" in expected and steps > 20
+    where = tmp_path / "killed"
+    for step in (4, 5, 11, steps - 7, steps - 1):
+        child = start(lambda step=step: climb(where, die_at=step, **options))
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    weight, log = climb(where, **options)
+    assert bits(where) == expected and log == whole
+    assert (weight - 0.2) ** 2 == pytest.approx(min(log["held_out"]), rel=1e-4)
 
 
 def test_a_held_out_loss_that_is_no_number_is_one_sentence(tmp_path):
