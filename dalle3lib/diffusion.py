@@ -125,7 +125,7 @@ def step_loss(
     def of(x: Tensor, noise: Tensor, t: Tensor, shown: list[Tensor]) -> Tensor:
         moved = (a.to(device) for a in (x, noise, t))
         with autocast(device, dtype):
-            return loss(model, *moved, *text.pad(shown, device), min_snr)
+            return loss(model, *moved, *text.pad(shown, device), min_snr=min_snr)
 
     drawn_at = draw if device == "cpu" else drawn_ahead(draw)
     parts = parallel.micro_batches(batch, micro_batch)

@@ -184,7 +184,7 @@ def test_a_cache_on_disk_gives_what_the_one_in_memory_gives(cfg, monkeypatch):
 def test_training_reads_the_same_batches_from_disk(cfg, monkeypatch):
     path, seen = latents.build(cfg), []
 
-    def noted(model, *batch):
+    def noted(model, *batch, min_snr):
         seen.append(batch)
         return torch.zeros((), requires_grad=True)
 
