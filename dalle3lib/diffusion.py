@@ -82,6 +82,33 @@ def loss(
     return (min_snr_weight(t, min_snr) * error.square().mean((1, 2, 3))).mean()
 
 
+def shown_captions(
+    rows: Sequence[int],
+    original: Sequence[Tensor],
+    synthetic: Sequence[Tensor],
+    seed: int,
+    step: int,
+    ratio: float,
+    dropout: float,
+) -> list[Tensor]:
+    """Which caption each sample of a step shows (the blend, paper §3.1): its states [L, d].
+
+    ``rows`` are the samples' numbers in ``original`` and ``synthetic``; the synthetic caption is
+    shown with probability ``ratio`` per cent, none ([0, d]) with probability ``dropout``.
+    """
+    use = use_synthetic(seed, step, len(rows), ratio)
+    drop = drop_caption(seed, step, len(rows), dropout)
+    shown = [synthetic[i] if s else original[i] for i, s in zip(rows, use, strict=True)]
+    return [state[:0] if d else state for state, d in zip(shown, drop, strict=True)]
+
+
+def noise_and_times(seed: int, step: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The noise of a step's latents, of their ``shape`` [B, 4, h, w], and their times [B]."""
+    noise = rng(seed, "noise", step).standard_normal(shape, dtype="float32")
+    t = rng(seed, "timestep", step).random(shape[0], dtype="float32")
+    return torch.from_numpy(noise), torch.from_numpy(t)
+
+
 def step_loss(
     model: UNet2DConditionModel,
     latents: Tensor,
@@ -113,14 +140,8 @@ def step_loss(
 
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         rows = batch_indices(seed, step, batch, len(latents)).tolist()
-        use = use_synthetic(seed, step, batch, ratio)
-        drop = drop_caption(seed, step, batch, dropout)
-        shown = [synthetic[i] if s else original[i] for i, s in zip(rows, use, strict=True)]
-        shown = [state[:0] if d else state for state, d in zip(shown, drop, strict=True)]
-        x = latents[rows]
-        noise = rng(seed, "noise", step).standard_normal(x.shape, dtype="float32")
-        t = torch.from_numpy(rng(seed, "timestep", step).random(batch, dtype="float32"))
-        return x, torch.from_numpy(noise), t, shown
+        shown = shown_captions(rows, original, synthetic, seed, step, ratio, dropout)
+        return latents[rows], *noise_and_times(seed, step, (batch, *latents.shape[1:])), shown
 
     def of(x: Tensor, noise: Tensor, t: Tensor, shown: list[Tensor]) -> Tensor:
         moved = (a.to(device) for a in (x, noise, t))

@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, arm, buckets, captioner, diffusion, files, paths, text, unet, vae
-from dalle3lib.captions import blend, drop_caption, use_synthetic
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH, load_captioner
@@ -214,15 +213,11 @@ def step_loss(
 
     def at(step: int) -> dict[str, Tensor]:
         _, rows = buckets.batch_at(seed, step, batch, data.groups)
-        original, synthetic = ([data.states[k][i] for i in rows] for k in ("original", "dsc"))
-        shown = blend(original, synthetic, use_synthetic(seed, step, batch, RATIO))
-        drop = drop_caption(seed, step, batch, DROPOUT)
-        shown = [state[:0] if d else state for state, d in zip(shown, drop, strict=True)]
+        told = data.states["original"], data.states["dsc"]
+        shown = diffusion.shown_captions(rows, *told, seed, step, RATIO, DROPOUT)
         x = torch.stack([data.latents[i] for i in rows])
-        noise = rng(seed, "noise", step).standard_normal(x.shape, dtype="float32")
-        t = torch.from_numpy(rng(seed, "timestep", step).random(batch, dtype="float32"))
-        values = diffusion.loss(model, x, torch.from_numpy(noise), t, *text.pad(shown))
-        return {"loss": values}
+        noise, t = diffusion.noise_and_times(seed, step, tuple(x.shape))
+        return {"loss": diffusion.loss(model, x, noise, t, *text.pad(shown))}
 
     return at
 
