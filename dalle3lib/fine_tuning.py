@@ -24,12 +24,13 @@ from dalle3lib import (
 from dalle3lib.captions import by_kind
 from dalle3lib.images import stack
 
+Lessons = tuple[Sequence[np.ndarray], list[str]]  # images and their captions, one for one
 READ_AGAIN = 200  # held-out images that the finished captioner captions, for the alarm
 
 
 def lessons(
     kind: str, data: Path | str, split: str, size: int, count: int | None = None
-) -> tuple[Sequence[np.ndarray], list[str]]:
+) -> Lessons:
     """Images uint8 [size, size, 3] and the human captions to learn from, one for one.
 
     ``kind`` ("ssc" or "dsc") says whether short or long captions of the world are meant, where
@@ -98,49 +99,55 @@ def fine_tune(
     settings["data"] = provenance(kind, data)
     _claim(out, settings)
     if not (out / "manifest.json").is_file():
+        options |= {"held_out_every": held_out_every, "patience": patience, "seed": seed}
+        options |= {"steps": steps, "batch_size": batch, "lr": lr}
+        options["description"] = f"fine-tuning {kind.upper()}"
         started = quality.clock()
         model, tokenizer, _ = recaption.find_captioner("base", str(base))
         size = model.to(device).visual.image_size[0]
-        images, captions = lessons(kind, data, "train", size, examples)
+        learned = lessons(kind, data, "train", size, examples)
         held_out = lessons(kind, data, "dev", size, unseen)
         if context:
             captioner.extend_context(model, max(context, model.context_length))
-        cut = report_truncation(model, tokenizer, captions)
-        measured = {"nats_per_token_before": _nats(model, tokenizer, *held_out)}
-        log = captioner_training.train_captioner(
-            model,
-            tokenizer,
-            images,
-            captions,
-            seed=seed,
-            steps=steps,
-            batch_size=batch,
-            lr=lr,
-            directory=out,
-            contrastive=0.0,
-            captioning=1.0,
-            held_out=held_out,
-            held_out_every=held_out_every,
-            patience=patience,
-            description=f"fine-tuning {kind.upper()}",
-            **options,
+        about = _tune(
+            model, tokenizer, learned, held_out, out, f"fine-tuning {kind.upper()}", options
         )
-        captioner.save(model.eval(), tokenizer, out)
-        captioner_training.write_curve(log, out)
-        measured["nats_per_token"] = _nats(model, tokenizer, *held_out)
-        written = captioner.write(
-            model, tokenizer, held_out[0][:READ_AGAIN], max_len=model.context_length, batch_size=32
-        )
-        quality.write_manifest(
-            out,
-            started,
-            seed=seed,
-            steps=len(log["loss"]),
-            measured={name: round(value, 4) for name, value in measured.items()},
-            data=settings["data"] | {"pairs": len(captions), "truncated": round(cut, 4)},
-            alarms=quality.alarms(written.texts, written.truncated),
-        )
+        about["data"] = settings["data"] | about["data"]
+        quality.write_manifest(out, started, seed=seed, **about)
     return _finished(out, strict)
+
+
+def _tune(
+    model,
+    tokenizer,
+    learned: Lessons,
+    held_out: Lessons,
+    out: Path,
+    description: str,
+    options: dict,
+) -> dict[str, Any]:
+    """Train the captioner and write it to ``out``; the entries of its manifest."""
+    cut = report_truncation(model, tokenizer, learned[1])
+    before = _nats(model, tokenizer, *held_out)
+    log = captioner_training.train_captioner(
+        model,
+        tokenizer,
+        *learned,
+        directory=out,
+        contrastive=0.0,
+        captioning=1.0,
+        held_out=held_out,
+        **options,
+    )
+    captioner.save(model.eval(), tokenizer, out)
+    captioner_training.write_curve(log, out)
+    after = _nats(model, tokenizer, *held_out)
+    return {
+        "steps": len(log["loss"]),
+        "measured": {"nats_per_token_before": round(before, 4), "nats_per_token": round(after, 4)},
+        "data": {"pairs": len(learned[1]), "truncated": round(cut, 4)},
+        "alarms": quality.listen(model, tokenizer, held_out[0][:READ_AGAIN], model.context_length),
+    }
 
 
 def report_truncation(model, tokenizer, captions: list[str]) -> float:

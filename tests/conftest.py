@@ -33,7 +33,7 @@ TRAINING = {
 PARAMETERS = 'preset: str = "smoke"  # preset file\ndata: str = None  # "world" or a folder\n'
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def benchmarks() -> Path:
     """The directory of public benchmark files; the test is left out where there is none."""
     directory = paths.benchmarks()

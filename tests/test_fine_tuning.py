@@ -39,13 +39,10 @@ def tune(base, data, out, kind="ssc", **changes):
 
 
 @pytest.fixture(scope="module")
-def tuned(base, tmp_path_factory):
-    """Fine-tuned on the 26 photographs: (directory, manifest)."""
-    folder = paths.benchmarks()
-    if folder is None or not (folder / "coco-mini").is_dir():
-        pytest.skip("needs the public benchmark files: set DALLE3_BENCHMARKS to their directory")
-    out = tmp_path_factory.mktemp("tuned") / "ssc"
-    return out, tune(base, folder / "coco-mini", out), folder / "coco-mini"
+def tuned(base, benchmarks, tmp_path_factory):
+    """Fine-tuned on the 26 photographs: (directory, manifest, photographs)."""
+    folder, out = benchmarks / "coco-mini", tmp_path_factory.mktemp("tuned") / "ssc"
+    return out, tune(base, folder, out), folder
 
 
 def test_photographs_are_prepared_as_open_clip_does(base, benchmarks):
@@ -153,7 +150,9 @@ def test_long_descriptions_get_a_longer_context(base, tmp_path, capsys):
     manifest = tune(base, folder, tmp_path / "dsc", "dsc", context=100, steps=2, batch=3)
     # eight tokens a sentence, start and end: 162 or 82
     assert manifest["data"]["truncated"] == 0.5
-    assert "50.0% of 6 captions are longer than 100 tokens" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "50.0% of 6 captions are longer than 100 tokens" in said
+    assert manifest["alarms"] and all(alarm in said for alarm in manifest["alarms"])
     model, _ = captioner.load(tmp_path / "dsc")
     assert model.context_length == 100 and len(model.text.positional_embedding) == 101
     shutil.rmtree(folder)

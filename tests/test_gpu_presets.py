@@ -32,13 +32,10 @@ FOLDERS = {"captions_from": "cc3m-captions", "prompts_from": "coco2014",
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Iterator[Path]:
+def site(benchmarks, tmp_path_factory) -> Iterator[Path]:
     """A machine with models, tars, captions, COCO and a copy of the notebooks; runs go there."""
-    directory = paths.benchmarks()
-    if directory is None or not directory.is_dir():
-        pytest.skip("needs the public benchmark files: set DALLE3_BENCHMARKS to their directory")
     where = tmp_path_factory.mktemp("site")
-    photos = photographs(directory)
+    photos = photographs(benchmarks)
     write_hub(where / "huggingface" / "hub")
     write_web_data(where, photos[:12])
     write_coco(where, photos[12:18])
