@@ -73,10 +73,14 @@ class World(Sequence):
 
     def canvas(self, index: int) -> Canvas:
         """What scene ``index`` is drawn on. Raises UserError if no canvas holds it."""
-        spec = self.scene(index)
+        return self._canvas(self.scene(index), index)
+
+    def _canvas(self, spec: Scene, index: int) -> Canvas:
         fitting = [canvas for canvas in self.canvases if canvas.holds(spec)]
         if not fitting:
             raise UserError(f"Scene {index} of {self.split} fits on none of the canvases given.")
+        if len(fitting) == 1:
+            return fitting[0]
         return fitting[rng(self.seed, f"{self.split}/canvas", index).integers(len(fitting))]
 
     def __getitem__(self, index):  # an integer gives a Record, a slice a list of them
@@ -88,7 +92,7 @@ class World(Sequence):
         alt, short, descriptive = self.captions(index)
         return Record(
             key=f"{self.split}-{index:06d}",
-            image=render(spec, self.canvas(index), self.scale),
+            image=render(spec, self._canvas(spec, index), self.scale),
             alt=alt,
             short=short,
             descriptive=descriptive,
