@@ -155,17 +155,13 @@ def _coco(folder: Path, split: str, every: bool) -> Pairs:
     names = [name for name, _, _ in images.list_files(folder)]
     file, content = coco.captions_file(folder, names)
     problems: coco.Problems = defaultdict(list)
-    first = coco.first_captions(content, problems)
+    found = coco.all_captions(content, problems)
+    first = {name: texts[0] if texts else None for name, texts in found.items()}
     photographs = [name for name in names if name.lower().endswith(images.EXTENSIONS)]
     located = coco.locate(first, photographs, problems)
     if problems:
         raise UserError(coco.report(folder, file, problems))
-    texts = {name: [caption] for name, caption in first.items()}
-    if every:
-        key = {int(entry["id"]): str(entry["file_name"]) for entry in content["images"]}
-        texts = defaultdict(list)
-        for entry in sorted(content["annotations"], key=lambda a: int(a["id"])):
-            texts[key[int(entry["image_id"])]].append(" ".join(entry["caption"].split()))
+    texts = {name: captions if every else captions[:1] for name, captions in found.items()}
     chosen = [(k, text) for k in images.split_keys(located)[split] for text in texts[k]]
     return Pairs([folder / located[k] for k, _ in chosen], [text for _, text in chosen])
 
