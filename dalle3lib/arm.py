@@ -5,8 +5,9 @@ noise, and differ in nothing but the captions they train on.
 """
 
 import copy
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,8 @@ from dalle3lib.randomness import rng
 from dalle3lib.recaption import KINDS, synthetic_captions
 from dalle3lib.sample import sample
 from dalle3lib.train import train
+
+TOKENS = 32  # a compiled network sees captions padded to a multiple of this many
 
 
 def label(name: str) -> str:
@@ -92,7 +95,7 @@ def train_arm(
     if cfg.get("grad_checkpointing", False):
         model.enable_gradient_checkpointing()
     loss = diffusion.step_loss(
-        model,
+        compiled(model) if cfg.get("compile", False) else model,
         cache.latents,
         original,
         cache.states[cfg.kind],
@@ -103,6 +106,7 @@ def train_arm(
         device=device,
         dtype=pretrained.dtype(cfg),
         micro_batch=cfg.get("micro_batch", None),
+        multiple=TOKENS if cfg.get("compile", False) else 1,
     )
     log = train(
         model,
@@ -117,6 +121,20 @@ def train_arm(
         description=f"{cfg.kind} {cfg.ratio} % seed {cfg.seed}",
     )
     return model, log
+
+
+def compiled(model: UNet2DConditionModel) -> Callable:
+    """The network as a function that torch.compile has fused; it shares the model's weights.
+
+    It is compiled anew for every number of tokens, hence ``TOKENS``. Raises UserError without the
+    C++ compiler that this takes.
+    """
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError(
+            "The parameter compile needs a C++ compiler and there is no g++ here: install it "
+            "(apt-get install g++), name another in CXX, or set compile to false."
+        )
+    return torch.compile(model, dynamic=False)
 
 
 def prompts(records: list[Record]) -> dict[str, list[str]]:

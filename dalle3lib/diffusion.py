@@ -123,6 +123,7 @@ def step_loss(
     dtype: torch.dtype = torch.float32,
     micro_batch: int | None = None,
     min_snr: float | None = None,
+    multiple: int = 1,
 ) -> Callable[[int], dict[str, Tensor] | list[Part]]:
     """The loss of one arm as a function of the step, for ``train.train``.
 
@@ -135,7 +136,8 @@ def step_loss(
     processor would. With ``dtype`` bfloat16 matrices are multiplied in that precision (autocast),
     weights stay float32. If ``micro_batch`` is smaller than ``batch``, or several processes train
     together, a step has parts whose losses sum to that of the batch. ``min_snr`` weighs the times
-    (``min_snr_weight``); without it all count alike, as in the arms of this book.
+    (``min_snr_weight``); without it all count alike, as in the arms of this book. Captions are
+    padded to a ``multiple`` of tokens, which changes no loss (pads are masked).
     """
 
     def draw(step: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -146,7 +148,7 @@ def step_loss(
     def of(x: Tensor, noise: Tensor, t: Tensor, shown: list[Tensor]) -> Tensor:
         moved = (a.to(device) for a in (x, noise, t))
         with autocast(device, dtype):
-            return loss(model, *moved, *text.pad(shown, device), min_snr=min_snr)
+            return loss(model, *moved, *text.pad(shown, device, multiple), min_snr=min_snr)
 
     drawn_at = draw if device == "cpu" else drawn_ahead(draw)
     parts = parallel.micro_batches(batch, micro_batch)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
@@ -203,14 +204,19 @@ def mean_tokens(tokenizer, captions: Sequence[str]) -> float:
     return sum(map(len, tokens)) / len(tokens)
 
 
-def pad(states: Sequence[Tensor], device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+def pad(
+    states: Sequence[Tensor], device: str | torch.device = "cpu", multiple: int = 1
+) -> tuple[Tensor, Tensor]:
     """Ragged states as one batch: (float32 [B, L, d] zero padded, bool mask [B, L] of real ones).
 
-    Both are on ``device``; the states travel there in the precision they are stored in.
+    Both are on ``device``; the states travel there in the precision they are stored in. L is the
+    longest caption's length, rounded up to a ``multiple``.
 
     A caption dropped for guidance is an empty [0, d] tensor: it becomes one all-zero state that
     the mask lets through, the network's "no caption".
     """
     states = [s if len(s) else s.new_zeros(1, s.shape[1]) for s in states]
     mask = pad_sequence([torch.ones(len(s), dtype=torch.bool) for s in states], batch_first=True)
-    return pad_sequence(states, batch_first=True).to(device).float(), mask.to(device)
+    padded, more = pad_sequence(states, batch_first=True), -mask.shape[1] % multiple
+    padded, mask = functional.pad(padded, (0, 0, 0, more)), functional.pad(mask, (0, more))
+    return padded.to(device).float(), mask.to(device)

@@ -1,6 +1,7 @@
 """One arm: its name, its snapshots, training, the two sets of prompts, scores and their summary."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,34 @@ def test_two_processes_train_the_same_arm(foundations, tmp_path):
 def test_computing_activations_twice_trains_the_same_arm(tmp_path):
     again = weights(tmp_path / "b", grad_checkpointing=True)
     assert torch.equal(weights(tmp_path / "a"), again)
+
+
+def test_a_compiled_network_trains_the_same_arm(tmp_path, monkeypatch):
+    """The graph is captured whole, but run as it is: fusing it takes minutes (see below)."""
+    compile_ = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(arm.torch, "compile", compile_)
+    check_compiled(tmp_path)
+
+
+@pytest.mark.soak
+def test_a_fused_network_trains_the_same_arm(tmp_path):
+    check_compiled(tmp_path)
+
+
+def check_compiled(directory: Path) -> None:
+    """Losses agree, and those of the second step come from weights that the first one moved."""
+    cache, losses = tiny_cache(), {}
+    for compile_ in (False, True):
+        cfg = parameters(compile=compile_, steps=2)
+        losses[compile_] = arm.train_arm(cfg, cache, directory / str(compile_))[1]["loss"]
+    assert np.allclose(losses[True], losses[False], rtol=1e-5)
+    assert sum(torch._dynamo.utils.counters["stats"].values()), "nothing was compiled"
+
+
+def test_compiling_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="compile needs a C.. compiler"):
+        arm.train_arm(parameters(compile=True), tiny_cache(), tmp_path)
 
 
 def test_micro_batches_train_the_same_arm(tmp_path):

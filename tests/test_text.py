@@ -281,6 +281,14 @@ def test_pad():
     assert not states[2].any()  # no caption: one state of zeros
 
 
+def test_pad_to_a_multiple():
+    states = [torch.ones(3, 2), torch.ones(5, 2)]
+    for multiple, length in ((1, 5), (4, 8), (5, 5), (32, 32)):
+        padded, mask = text.pad(states, multiple=multiple)
+        assert padded.shape == (2, length, 2) and mask.sum(1).tolist() == [3, 5]
+        assert torch.equal(padded[:, :5], text.pad(states)[0]) and not padded[:, 5:].any()
+
+
 def test_pad_of_nothing_but_dropped_captions():
     states, mask = text.pad([torch.zeros(0, 4)] * 2)
     assert states.shape == (2, 1, 4) and not states.any() and mask.all()
