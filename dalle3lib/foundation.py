@@ -41,7 +41,9 @@ RECIPES = {
 }  # fmt: skip
 ARMS = ("original-0", "ssc-95", "dsc-80", "dsc-95")  # shipped too, trained by notebook 04a
 # Shipped too, trained by notebook 08.
-SECOND_STAGE = ("vae-recipe", "unet-recipe-progressive", "unet-recipe-scratch")
+STAGES = ("vae-recipe",) + tuple(
+    f"unet-recipe-{name}" for name in ("first", "progressive", "scratch", "squares")
+)
 HALVES = (("vae", "judge"), ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip"))  # side by side
 
 
@@ -336,5 +338,5 @@ def train_all(directory: Path) -> dict[str, dict]:
 
 def manifests() -> dict[str, dict]:
     """The manifests of the shipped foundations by name, every file checked."""
-    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *SECOND_STAGE)
+    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *STAGES)
     return {name: quality.manifest(name) for name in names}

@@ -2,10 +2,10 @@
 
 Of DALL-E 3 the paper says which captions it was trained on (§4). That a model of its family is
 trained at 256 pixels and then further at 512 and 1,024, in buckets of several aspects, is
-described elsewhere (Podell et al. 2023, §2.3 and §2.5). Here the first stage is the arm "DSC
+described elsewhere (Podell et al. 2023, §2.3 and §2.5). Here the first stage is an arm "DSC
 95 %" at 64 x 64 pixels; the second draws the same scenes with twice the pixels in each direction,
 on a square, a landscape and a portrait. It starts from the first, or from scratch with as much
-compute as both stages together.
+compute as both stages together. One autoencoder serves both stages, as in the family.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,24 +19,26 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, arm, buckets, captioner, diffusion, files, paths, text, unet, vae
+from dalle3lib import UserError, buckets, captioner, diffusion, files, paths, text, unet, vae
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH, load_captioner
 from dalle3lib.train import train
-from dalle3lib.world import CANVASES, SQUARE, World
+from dalle3lib.world import CANVASES, SQUARE, Canvas, World
 from dalle3lib.world.reader import averaged
 
 SCALE = 2  # how many times finer the second stage is than the first
-FIRST = {"arm": "dsc-95", "batch": 64}  # the first stage: a shipped arm, and its images a step
+FIRST = "recipe-first"  # the first stage: an arm on the second stage's autoencoder
 RATIO, DROPOUT = 95, 0.1  # per cent of samples with the synthetic caption; share without any
 STARTS = ("progressive", "scratch")
 SHARD = 500  # records
 
 
-def pictures(split: str, count: int, noise: float = 0.5) -> World:
+def pictures(
+    split: str, count: int, noise: float = 0.5, canvases: Sequence[Canvas] = CANVASES
+) -> World:
     """The first ``count`` scenes of a split as the second stage sees them, on all canvases."""
-    return World(split, count, noise, canvases=CANVASES, scale=SCALE)
+    return World(split, count, noise, canvases=canvases, scale=SCALE)
 
 
 def by_size(records: Sequence[Record]) -> tuple[list[buckets.Size], dict[int, np.ndarray]]:
@@ -222,21 +224,29 @@ def step_loss(
     return at
 
 
-def network(start: str, seed: int) -> UNet2DConditionModel:
+def first_stage(directory: Path | None = None) -> UNet2DConditionModel:
+    """The first stage's averaged weights, float32: as shipped, or from a ``directory``."""
+    where = directory or paths.foundation(f"unet-{FIRST}")
+    return UNet2DConditionModel.from_pretrained(where).float()
+
+
+def network(start: str, seed: int, first: Path | None = None) -> UNet2DConditionModel:
     """The U-Net before the second stage: the first stage's, or ("scratch") an untrained one.
 
-    Raises UserError for any other start.
+    ``first`` is as for ``first_stage``. Raises UserError for any other start.
     """
     if start not in STARTS:
         raise UserError(f"There is no start {start!r}: choose {' or '.join(STARTS)}.")
-    first, _ = arm.load(FIRST["arm"])
+    model = first_stage(first)
     if start == "scratch":
-        width = first.config.cross_attention_dim
+        config = model.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            first = unet.build(tuple(first.config.block_out_channels), text_width=width)
-    first.register_to_config(sample_size=SCALE * SQUARE.width // 8)
-    return first.requires_grad_(True).to(memory_format=torch.channels_last)
+            model = unet.build(
+                tuple(config.block_out_channels), text_width=config.cross_attention_dim
+            )
+    model.register_to_config(sample_size=SCALE * SQUARE.width // 8)
+    return model.to(memory_format=torch.channels_last)
 
 
 def train_stage(
@@ -248,10 +258,11 @@ def train_stage(
     steps: int,
     batch: int,
     lr: float,
+    first: Path | None = None,
     snapshots: Sequence[int] = (),
 ) -> tuple[UNet2DConditionModel, dict[str, list[float]]]:
     """Train the second stage from a start; return (EMA U-Net, log). Resumes from ``directory``."""
-    model = network(start, seed)
+    model = network(start, seed, first)
     log = train(
         model,
         step_loss(model, data, seed=seed, batch=batch),

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dalle3lib import arm, paths, quality, recipe, stats, text, vae
+from dalle3lib import files, paths, quality, recipe, stats, text, vae
 from dalle3lib.evals import clip_score
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
 from dalle3lib.randomness import rng
@@ -123,6 +123,22 @@ def summarise(table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["canvas", "measure", "mean", "low", "high"])
 
 
+def differences(first: pd.DataFrame, second: pd.DataFrame, measures: Sequence[str]) -> dict:
+    """First minus second, two tables of ``score`` for the same prompts, by measure.
+
+    Each has its mean ``effect`` and 95 % ``interval`` over prompts; CLIP scores in points, shares
+    of facts in per cent.
+    """
+    found = {}
+    for name in measures:
+        unit = 1 if name == "score" else 100
+        a, b = (unit * table[name].to_numpy() for table in (first, second))
+        interval = stats.paired_bootstrap(a, b, rng(0, f"recipe/{name}"))
+        label = "CLIP score (points)" if name == "score" else f"{name} (% points)"
+        found[label] = {"effect": float((a - b).mean()), "interval": interval}
+    return found
+
+
 def reconstruction(
     model: AutoencoderKL, canvas: Canvas, count: int, scale: int = recipe.SCALE
 ) -> dict[str, float]:
@@ -150,9 +166,13 @@ def score_snapshots(
     return pd.concat(tables, ignore_index=True)
 
 
-def guidance() -> float:
-    """The guidance scale of both second stages: the one chosen for the first stage."""
-    return arm.load(recipe.FIRST["arm"])[1]
+def guidance(first: Path | None = None) -> float:
+    """The guidance scale of every second stage: the one chosen for the first stage.
+
+    ``first`` is as for ``recipe.first_stage``.
+    """
+    where = first or paths.foundation(f"unet-{recipe.FIRST}")
+    return files.read_json(where / "manifest.json")["quality"]["guidance"]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Training the recipe's second stage: from either start with equal compute, and what is shipped.
+"""Training the recipe's stages: from either start with equal compute, and what is shipped.
 
 Equal compute means equal floating-point operations, counted, not equal steps or minutes: a picture
 of the second stage costs nearly four times as much as one of the first.
@@ -9,16 +9,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import arm, diffusion, files, paths, quality, recipe, recipe_scores, vae
+from dalle3lib import (
+    arm,
+    config,
+    diffusion,
+    files,
+    latents,
+    paths,
+    quality,
+    recipe,
+    recipe_scores,
+    vae,
+)
 from dalle3lib.world import CANVASES, SQUARE
 
 # How the shipped second stage was trained: scenes of the training split, steps of the progressive
 # start (from scratch takes more, see ``steps_from_scratch``), images a step, peak learning rate.
 RECIPE = {"seed": 0, "scenes": 10_000, "steps": 2200, "batch": 32, "lr": 1.4e-3}
+FIRST = {"preset": "cpu", "kind": "dsc", "ratio": recipe.RATIO}  # the arm that is the first stage
+SQUARES = "squares"  # the progressive second stage again, with every scene drawn on a square
 PROMPTS, EVERY = 40, 250  # on the curve: prompts of each canvas, steps between its points
 
 # ---- equal compute -------------------------------------------------------------------------------
@@ -36,19 +49,18 @@ def training_flops(model: UNet2DConditionModel, height: int, width: int, tokens:
     return counter.get_total_flops()
 
 
-def compute(data: recipe.Encoded) -> tuple[float, float]:
-    """What the first stage cost in all, and an image of the second on average: FLOPs (both).
+def compute(data: recipe.Encoded, first: Path) -> tuple[float, float]:
+    """What the first stage (in ``first``) cost in all, and an image of ``data`` on average: FLOPs.
 
     Descriptive captions are taken at their mean length in ``data``.
     """
-    model = recipe.network("progressive", seed=0)
-    steps = quality.manifest(f"unet-{recipe.FIRST['arm']}")["steps"]
+    model, made = recipe.first_stage(first), files.read_json(first / "manifest.json")
     tokens = round(float(np.mean([len(state) for state in data.states["dsc"]])))
-    side = SQUARE.width // 8
-    first = training_flops(model, side, side, tokens) * steps * recipe.FIRST["batch"]
+    side, images = SQUARE.width // 8, made["steps"] * made["batch"]
     sizes = [(len(rows), data.latents[rows[0]].shape[1:]) for rows in data.groups.values()]
     costs = [number * training_flops(model, *shape, tokens) for number, shape in sizes]
-    return float(first), sum(costs) / len(data.latents)
+    before = training_flops(model, side, side, tokens) * images
+    return float(before), sum(costs) / len(data.latents)
 
 
 def steps_from_scratch(steps: int, batch: int, first: float, image: float) -> int:
@@ -63,38 +75,42 @@ def steps_from_scratch(steps: int, batch: int, first: float, image: float) -> in
 
 
 def train_again(directory: Path) -> dict[str, dict]:
-    """Train the autoencoder and both second stages by ``RECIPE``; their manifests.
+    """Train the autoencoder and every stage by ``FIRST`` and ``RECIPE``; their manifests.
 
-    They are left in ``directory``, as they are shipped in ``data/foundation``. An interrupted
+    They are left in ``directory``, as they are shipped in ``data/foundation``: the autoencoder,
+    the first stage, the second from either start, and the second on squares alone. An interrupted
     call goes on where it stopped.
     """
     work, given = directory / "checkpoints", dict(RECIPE)
     seed, scenes, steps, batch = (given[k] for k in ("seed", "scenes", "steps", "batch"))
-    started, out = quality.clock(), directory / "vae-recipe"
-    if not (out / "manifest.json").is_file():
-        model, log = recipe.adapt_autoencoder(work / "vae-recipe")
-        save_autoencoder(model, out, started, seed=seed, steps=len(log["loss"]))
-    autoencoder = vae.load(out)
-    data = recipe.encode(recipe.pictures("train", scenes), work / "cache", autoencoder)
-    first, image = compute(data)
-    on = recipe_scores.studio(PROMPTS, autoencoder)
-    for start in recipe.STARTS:
-        scratch = start == "scratch"
-        count = steps_from_scratch(steps, batch, first, image) if scratch else steps
-        before = 0.0 if scratch else first
-        options = {"seed": seed, "steps": count, "batch": batch, "lr": given["lr"]}
-        spent = {"first_flops": before, "image_flops": image, "batch": batch}
-        out = directory / f"unet-recipe-{start}"
-        if not (out / "manifest.json").is_file():
-            train_and_save(start, data, on, work / start, out, spent, options)
-    names = ("vae-recipe", *(f"unet-recipe-{start}" for start in recipe.STARTS))
-    return {name: files.read_json(directory / name / "manifest.json") for name in names}
+    coder, first = directory / "vae-recipe", directory / f"unet-{recipe.FIRST}"
+    if not (coder / "manifest.json").is_file():
+        train_autoencoder(work / "vae-recipe", coder, seed)
+    if not (first / "manifest.json").is_file():
+        train_first_stage(coder, work / "first", first, seed)
+    autoencoder, data = vae.load(coder), {}
+    for name, canvases in (("all", CANVASES), (SQUARES, CANVASES[:1])):
+        drawn = recipe.pictures("train", scenes, canvases=canvases)
+        data[name] = recipe.encode(drawn, work / f"cache-{name}", autoencoder)
+    before, image = compute(data["all"], first)
+    longer = steps_from_scratch(steps, batch, before, image)
+    on, made = recipe_scores.studio(PROMPTS, autoencoder), [coder, first]
+    for name, start, shown, count in (
+        ("progressive", "progressive", "all", steps),
+        ("scratch", "scratch", "all", longer),
+        (SQUARES, "progressive", SQUARES, steps),
+    ):
+        made.append(directory / f"unet-recipe-{name}")
+        if not (made[-1] / "manifest.json").is_file():
+            options = {"seed": seed, "steps": count, "batch": batch, "lr": given["lr"]}
+            train_and_save(start, data[shown], on, work / name, made[-1], first, options)
+    return {out.name: files.read_json(out / "manifest.json") for out in made}
 
 
-def save_autoencoder(
-    model: AutoencoderKL, out: Path, started: tuple[float, float], *, seed: int, steps: int
-) -> None:
-    """Write the second stage's autoencoder in half precision, with what it keeps of pictures."""
+def train_autoencoder(work: Path, out: Path, seed: int) -> None:
+    """Adapt the shipped autoencoder; write it in half precision, with what it keeps of pictures."""
+    started = quality.clock()
+    model, log = recipe.adapt_autoencoder(work, seed=seed)
     model.half().save_pretrained(out)
     model, measured = vae.load(out), {}
     for canvas in CANVASES:
@@ -103,7 +119,22 @@ def save_autoencoder(
         measured[f"read_colour-shape_{canvas.name}"] = round(kept["decoded colour-shape"], 3)
         coarse = recipe_scores.reconstruction(model, canvas, 60, scale=1)["psnr_db"]
         measured[f"psnr_db_{canvas.name}_first"] = round(coarse, 2)
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
+    quality.write_manifest(out, started, seed=seed, steps=len(log["loss"]), measured=measured)
+
+
+def train_first_stage(coder: Path, work: Path, out: Path, seed: int) -> None:
+    """Train the first stage on the latents of the autoencoder in ``coder``; write it to ``out``.
+
+    It is an arm like any other (chapter 04a): its guidance is chosen as theirs.
+    """
+    cfg = config.from_preset("04a_train_arm", seed=seed, vae=str(coder), **FIRST)
+    cache = latents.load(latents.build(cfg))
+    started = quality.clock()
+    model, log = arm.train_arm(cfg, cache, work)
+    measured = {"guidance": float(arm.choose_guidance(cfg, model).idxmax())}
+    arm.save(model, out)
+    steps, more = len(log["loss"]), {"batch": cfg.batch}
+    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured, **more)
 
 
 def train_and_save(
@@ -112,21 +143,24 @@ def train_and_save(
     on: recipe_scores.Studio,
     work: Path,
     out: Path,
-    spent: dict,
+    first: Path,
     options: dict,
 ) -> None:
     """Train the second stage from a start, score its snapshots, and write it to ``out``.
 
-    Beside the weights lies ``training.json``: what was ``spent``, the loss, and the curve.
+    Beside the weights lies ``training.json``: what it cost, the loss, and the curve. ``first`` is
+    the first stage's directory.
     """
     started, steps = quality.clock(), options["steps"]
+    before, image = compute(data, first)
+    spent = {"first_flops": before if start == "progressive" else 0.0, "image_flops": image}
+    spent |= {"batch": options["batch"]}
     snapshots = [*range(EVERY, steps, EVERY), steps]
-    model, log = recipe.train_stage(start, data, work, snapshots=snapshots, **options)
+    model, log = recipe.train_stage(start, data, work, first=first, snapshots=snapshots, **options)
     wall, cpu = quality.clock()
     seconds = wall - started[0], cpu - started[1]
-    curve = recipe_scores.score_snapshots(
-        model, on, work, seed=options["seed"], steps=20, guidance=recipe_scores.guidance()
-    )
+    sampling = {"seed": options["seed"], "steps": 20, "guidance": recipe_scores.guidance(first)}
+    curve = recipe_scores.score_snapshots(model, on, work, **sampling)
     flops = curve.step * spent["image_flops"] * spent["batch"] + spent["first_flops"]
     curve = curve.assign(flops=flops)
     last = curve[(curve.step == steps) & (curve.measure == "colour-shape")]
@@ -139,9 +173,10 @@ def train_and_save(
     quality.write_manifest(out, started, seed=options["seed"], steps=steps, measured=measured)
 
 
-def load(start: str) -> tuple[UNet2DConditionModel, dict]:
-    """A shipped second stage by its start: (averaged weights, what its training left behind)."""
-    directory = paths.foundation(f"unet-recipe-{start}")
+def load(name: str) -> tuple[UNet2DConditionModel, dict]:
+    """A shipped second stage by its start, or ``SQUARES``: (averaged weights, what its training
+    left behind)."""
+    directory = paths.foundation(f"unet-recipe-{name}")
     model = UNet2DConditionModel.from_pretrained(directory).float().eval().requires_grad_(False)
     return model, files.read_json(directory / "training.json")
 

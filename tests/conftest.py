@@ -117,7 +117,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "judge": {"all": 0.01},
         **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
         **{f"unet-{name}": {"guidance": 2.0} for name in foundation.ARMS},
-        **{name: {"guidance": 2.0} for name in foundation.SECOND_STAGE},
+        **{name: {"guidance": 2.0} for name in foundation.STAGES},
     }
     started = quality.clock()
     for seed, (name, measured) in enumerate(qualities.items()):
@@ -131,7 +131,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             asked = vqa.train_tokenizer(lambda i: scene("foundation", i), 300)
             vqa.save(vqa.build(asked, seed), vqa.make_processor(asked), root / name)
         elif name.startswith("unet-"):
-            second = name in foundation.SECOND_STAGE
+            second = name in foundation.STAGES and name != "unet-recipe-first"
             arm.save(unet.build((16, 32, 32), latent_size=16 if second else 8), root / name)
             if second:
                 (root / name / "training.json").write_text(json.dumps(TRAINING))
@@ -141,7 +141,9 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model = captioner.build(writer, seed, config)
             model.text_decoder.text_projection.data[:, : 3 + text.SENTINELS + 256] = 0
             captioner.save(model, writer, root / name)
-        quality.write_manifest(root / name, started, seed=seed, steps=0, measured=measured)
+        quality.write_manifest(
+            root / name, started, seed=seed, steps=0, measured=measured, batch=64
+        )
     return root
 
 

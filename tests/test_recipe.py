@@ -5,7 +5,18 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, buckets, paths, recipe, recipe_scores, recipe_training, vae
+from dalle3lib import (
+    UserError,
+    arm,
+    buckets,
+    foundation,
+    paths,
+    quality,
+    recipe,
+    recipe_scores,
+    recipe_training,
+    vae,
+)
 from dalle3lib.diffusion import loss
 from dalle3lib.images import stack, to_tensor
 from dalle3lib.sample import sample
@@ -114,7 +125,7 @@ def test_a_step_shows_one_bucket_and_both_starts_the_same(data, monkeypatch):
 
 
 def test_starts(foundations):
-    shipped, _ = recipe.arm.load("dsc-95")
+    shipped = recipe.first_stage()
     model = recipe.network("progressive", 0)
     assert model.config.sample_size == 16 and all(p.requires_grad for p in model.parameters())
     for name, value in model.state_dict().items():
@@ -195,11 +206,12 @@ def test_equal_compute_by_hand():
     assert recipe_training.steps_from_scratch(100, 4, first=0.0, image=2.0) == 100
 
 
-def test_what_the_first_stage_cost(data, monkeypatch):
-    monkeypatch.setattr(recipe_training.quality, "manifest", lambda name: {"steps": 10})
+def test_what_the_first_stage_cost(data, tmp_path, monkeypatch):
+    arm.save(recipe.first_stage(), tmp_path)
+    quality.write_manifest(tmp_path, quality.clock(), seed=0, steps=10, measured={}, batch=5)
     monkeypatch.setattr(recipe_training, "training_flops", lambda m, h, w, tokens: h * w)
-    first, image = recipe_training.compute(data)
-    assert first == 64 * 10 * recipe.FIRST["batch"]
+    first, image = recipe_training.compute(data, tmp_path)
+    assert first == 64 * 10 * 5
     squares = sum(x.shape[1:] == (16, 16) for x in data.latents)
     assert image == pytest.approx((squares * 256 + (COUNT - squares) * 240) / COUNT)
 
@@ -261,37 +273,54 @@ def test_summary_by_hand():
     assert found.loc[("square", "a"), "low"] < 0.5 < found.loc[("square", "a"), "high"]
 
 
+def test_differences_by_hand():
+    first = pd.DataFrame({"score": [60.0, 50.0], "colour-shape": [1.0, 0.5]})
+    second = pd.DataFrame({"score": [58.0, 50.0], "colour-shape": [0.5, 0.0]})
+    found = recipe_scores.differences(first, second, ("score", "colour-shape"))
+    assert found["CLIP score (points)"]["effect"] == 1
+    assert found["CLIP score (points)"]["interval"] == (0, 2)
+    assert found["colour-shape (% points)"] == {"effect": 50, "interval": (50, 50)}
+    with pytest.raises(UserError, match="equal lengths"):
+        recipe_scores.differences(first, pd.concat([second, second]), ["score"])
+
+
 # ---- training it all again -----------------------------------------------------------------------
 
 
 def test_everything_can_be_trained_again(foundations, tmp_path, monkeypatch):
     tiny = {"seed": 0, "scenes": 12, "steps": 2, "batch": 4, "lr": 1e-3}
+    small = {"scenes": 12, "steps": 3, "batch": 4, "channels": [16, 32, 32], "tuning": 2}
     monkeypatch.setattr(recipe_training, "RECIPE", tiny)
+    monkeypatch.setattr(recipe_training, "FIRST", recipe_training.FIRST | small)
+    monkeypatch.setenv("DALLE3_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(recipe_training, "PROMPTS", 2)
     monkeypatch.setattr(recipe_training, "EVERY", 2)
-    monkeypatch.setattr(recipe_training, "compute", lambda _: (4e9, 1e9))  # a step's worth
+    monkeypatch.setattr(recipe_training, "compute", lambda *_: (4e9, 1e9))  # a step's worth
     monkeypatch.setattr(recipe_scores.stats, "RESAMPLES", 99)
     adapt, reconstruct = recipe.adapt_autoencoder, recipe_scores.reconstruction
     monkeypatch.setattr(
-        recipe, "adapt_autoencoder", lambda d: adapt(d, scenes=12, steps=2, batch=4)
+        recipe, "adapt_autoencoder", lambda d, **o: adapt(d, scenes=12, steps=2, batch=4)
     )
     monkeypatch.setattr(
         recipe_scores, "reconstruction", lambda m, c, n, **o: reconstruct(m, c, 2, **o)
     )
     made = recipe_training.train_again(tmp_path)
     assert {name: m["steps"] for name, m in made.items()} == {
-        "vae-recipe": 2, "unet-recipe-progressive": 2, "unet-recipe-scratch": 3,
+        "vae-recipe": 2, "unet-recipe-first": 3, "unet-recipe-progressive": 2,
+        "unet-recipe-scratch": 3, "unet-recipe-squares": 2,
     }  # fmt: skip
+    assert set(made) == set(foundation.STAGES) and made["unet-recipe-first"]["batch"] == 4
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
     assert recipe_training.train_again(tmp_path) == made  # nothing is done twice
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/manifest.json")}
     monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
-    for start, steps in (("progressive", 2), ("scratch", 3)):
-        _, about = recipe_training.load(start)
+    assert recipe_scores.guidance() == made["unet-recipe-first"]["quality"]["guidance"]
+    for name, steps in (("progressive", 2), ("scratch", 3), ("squares", 2)):
+        _, about = recipe_training.load(name)
         curve = pd.DataFrame(about["curve"])
         assert sorted(curve.step.unique()) == sorted({2, steps})
         assert set(curve.canvas) == {"all", "square", "landscape", "portrait"}
-        before = 0 if start == "scratch" else 4e9
+        before = 0 if name == "scratch" else 4e9
         assert about["first_flops"] == before and len(about["loss"]) == steps
         assert np.allclose(curve.flops, before + curve.step * 4e9)
         assert curve.flops.max() == 12e9  # equal compute
