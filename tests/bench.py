@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import captioner, diffusion, paths, text, unet, vae
+from dalle3lib import arm, captioner, diffusion, paths, text, unet, vae
 from dalle3lib.caption_decoding import encode_images
 from dalle3lib.images import stack, to_tensor
 from dalle3lib.train import update_ema
@@ -207,12 +207,29 @@ def variants(batch: int = 64) -> None:
     print(flush=True)
 
 
+def compiling(batch: int = 64) -> None:
+    """A training step of the same U-Net as it is and compiled, and what compiling cost first."""
+    latents = torch.randn(256, 4, 8, 8)
+    states = [torch.randn(15 + i % 16, 128).half() for i in range(256)]
+    options = {"seed": 0, "batch": batch, "ratio": 95, "dropout": 0.1}
+    model = unet.build().to(memory_format=torch.channels_last)
+    plain = one_step(model, diffusion.step_loss(model, latents, states, states, **options))
+    fused = diffusion.step_loss(
+        arm.compiled(model), latents, states, states, multiple=arm.TOKENS, **options
+    )
+    first = cpu_seconds(1, one_step(model, fused))
+    before, after = cpu_seconds(5, plain), cpu_seconds(5, one_step(model, fused))
+    print(f"an arm's training step, batch {batch}: {batch / before:.0f} images/s as it is, "
+          f"{batch / after:.0f} compiled: {before / after:.2f}x, after {first:.0f} s")  # fmt: skip
+
+
 def main() -> None:
     """Runs every bench and prints its table."""
     torch.set_num_threads(1)
     rendering()
     training()
     variants()
+    compiling()
     caching()
     captioning()
     two_processes()
