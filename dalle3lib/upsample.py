@@ -1,0 +1,204 @@
+"""Short prompts turned into descriptive ones by a language model (paper section 3.5, appendix C).
+
+A generator that learned from long captions has not seen short prompts; the paper lets a language
+model write them out before they are drawn. ``upsample`` does that with one of three backends:
+"t5" (the shipped model, ``upsampler``), "chat" (a local chat model, ``chat_model``) and "openai"
+(any server that speaks OpenAI's protocol, ``chat_server``). The last two are asked by the protocol
+in ``upsample_template.yaml`` through the client of ``completions``, which keeps every answer.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from dalle3lib import UserError, completions, config
+
+BACKENDS = ("t5", "chat", "openai")
+TEMPLATE = Path(__file__).with_name("upsample_template.yaml")
+SHORTEST, LONGEST = 15, 80  # words of a description (paper, appendix C)
+OPTIONS = {"max_tokens": 200, "temperature": 0.7}  # 80 words are 110 to 130 tokens of English
+# How models begin when they do not do as asked; servers may also say so in a field of its own.
+REFUSAL = re.compile(
+    r"(i am|i'm|we are|we're)? ?(very |so )?sorry\b|i (cannot|can't|can not|am unable|won't)\b"
+    r"|i'm (unable|not able)\b|as an ai\b|unfortunately, i\b|i apologi[sz]e\b",
+    re.IGNORECASE,
+)
+
+
+class Upsampled(NamedTuple):
+    """A prompt and what became of it.
+
+    ``text`` is what is drawn; ``model`` wrote it. ``cached``: it was bought before (or by an equal
+    prompt of the same call), so nothing was paid now. ``tokens`` (read and written) and ``cost``
+    (in the currency of the prices) are what the answer took when it was bought. ``problem`` is ""
+    or says what is wrong with the answer: "refused" or "empty" (``text`` is then the original
+    prompt), "too long" (cut after 80 words) or "too short" (kept).
+    """
+
+    original: str
+    text: str
+    model: str
+    cached: bool
+    tokens: int
+    cost: float
+    problem: str = ""
+
+
+def upsample(
+    prompts: Sequence[str],
+    backend: str = "t5",
+    *,
+    model: str | Path | None = None,
+    revision: str | None = None,
+    client: completions.Client | None = None,
+    seed: int = 0,
+    prepend: bool | None = None,
+    options: dict[str, Any] | None = None,
+    worked: bool = True,
+) -> list[Upsampled]:
+    """A descriptive text for each prompt, in their order.
+
+    "t5" takes a directory as ``model`` (None: the shipped one). "chat" takes a directory, a GGUF
+    file or a name on the Hugging Face hub with its ``revision``; "openai" takes a ``client`` (see
+    ``chat_server.client``), which "chat" may be given too. ``options`` are those of the request
+    (None: ``OPTIONS``); ``seed`` is one of them unless the options name their own or None. Without
+    ``worked`` the model gets the instructions and no worked turn. ``prepend`` puts the original
+    prompt before the description, as OpenAI's released prompts have it (None: yes for language
+    models, no for "t5"). Raises UserError for an unknown backend, empty prompts, a model that is
+    not there, and what ``Client.complete`` raises; answers bought by then are kept.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"There is no backend {backend!r}{config.nearest(backend, BACKENDS)}")
+    if empty := [i for i, prompt in enumerate(prompts) if not prompt.strip()]:
+        raise UserError(f"Prompts are empty (counted from 0): {_few(empty)}; take them out.")
+    if backend == "t5":
+        return _by_t5(prompts, model, seed, bool(prepend))
+    client = client or _client(backend, model, revision)
+    options = {"seed": seed} | (OPTIONS if options is None else options)
+    options = {name: value for name, value in options.items() if value is not None}
+    answers = client.complete([(messages(p, worked=worked), options) for p in prompts])
+    before = prepend is None or prepend
+    pairs = zip(prompts, answers, strict=True)
+    return [_finished(prompt, answer, client.model, before) for prompt, answer in pairs]
+
+
+def _by_t5(prompts: Sequence[str], where: str | Path | None, seed: int, before: bool) -> list:
+    """What the embedded model writes; its tokens are those of the prompt and of the text."""
+    from dalle3lib import upsampler
+
+    model, tokenizer = upsampler.load(where)
+    texts = upsampler.write(model, tokenizer, list(prompts), seed=seed)
+    name = "t5" if where is None else f"t5 {Path(where).name}"
+    read, written = (tokenizer(list(some)).input_ids for some in (prompts, texts))
+    return [
+        Upsampled(
+            p, prepended(p, t) if before else t, name, False, len(a) + len(b), 0.0, _length(t)
+        )
+        for p, t, a, b in zip(prompts, texts, read, written, strict=True)
+    ]
+
+
+def _client(backend: str, model: str | Path | None, revision: str | None) -> completions.Client:
+    """A client for a local chat model; a server's needs more than its model's name."""
+    if backend == "openai":
+        raise UserError("The backend 'openai' needs a client: make one with chat_server.client.")
+    if model is None:
+        raise UserError("The backend 'chat' needs a model: a directory, a GGUF file or a hub name.")
+    from dalle3lib import chat_model
+
+    return chat_model.client(model, revision)
+
+
+# ---- what is asked -------------------------------------------------------------------------------
+
+
+@cache
+def template() -> dict[str, Any]:
+    """The protocol: ``system``, ``request`` (before each request), ``turns`` (user, assistant)."""
+    return yaml.safe_load(TEMPLATE.read_text("utf-8"))
+
+
+def messages(prompt: str, worked: bool = True) -> list[dict[str, str]]:
+    """The conversation that asks for a prompt's description (appendix C, in our own words).
+
+    One system message, three worked turns (a new picture, a change to it, another new picture;
+    none if not ``worked``), and the prompt.
+    """
+    ask = template()["request"]
+    conversation = [{"role": "system", "content": template()["system"].strip()}]
+    for turn in template()["turns"] if worked else ():
+        conversation.append({"role": "user", "content": ask + turn["user"]})
+        conversation.append({"role": "assistant", "content": turn["assistant"]})
+    return [*conversation, {"role": "user", "content": ask + prompt.strip()}]
+
+
+# ---- what is answered ----------------------------------------------------------------------------
+
+
+def prepended(original: str, description: str) -> str:
+    """``<original>. <description>``, the form of OpenAI's released prompts.
+
+    The point is put even after a prompt that ends in one, as it is there.
+    """
+    return f"{original}. {description}"
+
+
+def cleaned(answer: str) -> str:
+    """An answer on one line, without the brackets or quotation marks it may be wrapped in."""
+    text = " ".join(answer.split())
+    for first, last in ("[]", '""', "“”"):
+        if text[:1] == first and text[-1:] == last and not set(text[1:-1]) & {first, last}:
+            text = text[1:-1].strip()
+    return text
+
+
+def problem(answer: completions.Completion) -> str:
+    """What is wrong with an answer: "refused", "empty", "too long", "too short", or ""."""
+    text = cleaned(answer.text)
+    if answer.finish in completions.REFUSED or REFUSAL.match(text):
+        return "refused"
+    return _length(text)
+
+
+def _length(text: str) -> str:
+    words = len(text.split())
+    if not words:
+        return "empty"
+    return "too long" if words > LONGEST else "too short" if words < SHORTEST else ""
+
+
+def _finished(prompt: str, answer: completions.Completion, model: str, before: bool) -> Upsampled:
+    """A prompt with its answer: refusals and empty ones leave it alone, the 81st word goes."""
+    wrong = problem(answer)
+    text = " ".join(cleaned(answer.text).split()[:LONGEST])
+    if wrong in ("refused", "empty"):
+        text = prompt
+    elif before:
+        text = prepended(prompt, text)
+    return Upsampled(prompt, text, model, answer.cached, answer.tokens, answer.cost, wrong)
+
+
+def report(results: Iterable[Upsampled]) -> dict[str, float]:
+    """How many prompts, how many of them cached, how many answers with each problem, what was paid.
+
+    ``tokens`` and ``cost`` are those of the answers bought now.
+    """
+    results = list(results)
+    wrong = Counter(result.problem for result in results)
+    bought = [result for result in results if not result.cached]
+    return {
+        "prompts": len(results),
+        "cached": len(results) - len(bought),
+        **{name: wrong[name] for name in ("refused", "empty", "too long", "too short")},
+        "tokens": sum(result.tokens for result in bought),
+        "cost": sum(result.cost for result in bought),
+    }
+
+
+def _few(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
