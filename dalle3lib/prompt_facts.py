@@ -97,17 +97,30 @@ def shares(counts: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
     """The share of facts with each fate and its 95 % interval over prompts: a row an attribute.
 
     ``counts`` come from ``table``; columns "kept", "kept low", "kept high" … and "facts", how many
-    there are. "all" counts every attribute; attributes that no prompt states have no row.
+    there are. "all" counts every attribute; what no prompt states has NaN.
     """
     by_fate = {fate: counts[fate].assign(all=counts[fate].sum(axis=1)) for fate in FATES}
     total = sum(by_fate.values())
-    stated = [name for name in total if total[name].any()]
-    found = {"facts": total[stated].sum()}
+    found = {"facts": total.sum()}
     for fate, part in by_fate.items():
-        low, high = stats.ratio_interval(part[stated], total[stated], random)
-        found |= {fate: part[stated].sum() / found["facts"]}
+        low, high = stats.ratio_interval(part, total, random)
+        found[fate] = part.sum() / found["facts"].replace(0, np.nan)
         found |= {f"{fate} low": low, f"{fate} high": high}
     return pd.DataFrame(found)
+
+
+def stated(sets: dict[str, Sequence[str]]) -> pd.DataFrame:
+    """How much texts state: words, objects and facts of each attribute, as means over each set."""
+    rows = {}
+    for name, texts in sets.items():
+        said = [parse(text) for text in texts]
+        found = Counter(
+            s.attribute for one in said for part in [one.scene, *one.objects] for s in part
+        )
+        row = {"words": np.mean([len(text.split()) for text in texts])}
+        row["objects"] = np.mean([len(one.objects) for one in said])
+        rows[name] = row | {attribute: found[attribute] / len(texts) for attribute in ATTRIBUTES}
+    return pd.DataFrame(rows).T
 
 
 # ---- what a longer text adds ---------------------------------------------------------------------
@@ -166,3 +179,19 @@ def like(texts: Sequence[str], examples: Sequence[str]) -> dict[str, float]:
         }
     )
     return checks.assign(all=checks.all(axis=1)).mean().to_dict()
+
+
+def inventions(prompts: Sequence[str], texts: Sequence[str], ssc: Sequence[str], dsc: Sequence[str]):
+    """How often texts and training captions invent each value, and how far apart they are.
+
+    ``ssc`` and ``dsc`` are the two captions of training pictures, more of them than of the texts.
+    Returns (table of shares by (attribute, value), table of distances by attribute): "upsampled" is
+    the texts', "chance" that of as many training captions from the others.
+    """
+    n = len(texts)
+    training = distribution(ssc[n:], dsc[n:])
+    made_up = distribution(prompts, texts)
+    far = {"upsampled": distance(made_up, training)}
+    far["chance"] = distance(distribution(ssc[:n], dsc[:n]), training)
+    both = pd.DataFrame({"upsampled": made_up, "training captions": training}).fillna(0)
+    return both, pd.DataFrame(far)
