@@ -23,8 +23,9 @@ from dalle3lib.train import train
 from dalle3lib.world import Scene, World, scene
 
 # How each shipped foundation was trained, in an order that respects what needs what. "scenes" of
-# the foundation split (the upsampler's: of the committed captions); the fine-tunes learn from the
-# human captions of the first of them. The base captioner's alt-text has less noise than the arms': at 0.5 it learned no colour in 8 minutes.
+# the foundation split (the upsampler's are training images); the fine-tunes learn from the human
+# captions of the first of them. The base captioner's alt-text has less noise than the arms': at 0.5
+# it learned no colour in 8 minutes.
 RECIPES = {
     "vae": {"seed": 0, "scenes": 60_000, "steps": 6000, "batch": 32, "lr": 8e-4},
     "clip": {"seed": 1, "scenes": 60_000, "steps": 700, "batch": 128, "lr": 1e-3},

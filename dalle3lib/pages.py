@@ -26,7 +26,7 @@ GROUPS = {
             *("fine_tuning", "caption_sets"),
             *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
-            *("text", "upsample"),
+            *("text", "upsample", "upsampler", "prompt_kinds", "prompt_facts"),
         ),
     ),
     "diffusion": (
@@ -38,7 +38,10 @@ GROUPS = {
             *("pretrained", "plan", "foundation", "quality"),
         ),
     ),
-    "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
+    "evaluation": (
+        "Evaluation and claims",
+        ("evals", "upsample_scores", "human", "human_app", "stats", "claims"),
+    ),
     "runs": (
         "Runs, figures and the book",
         (

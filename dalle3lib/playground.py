@@ -65,7 +65,8 @@ class Models:
     @cached_property
     def upsamplers(self) -> dict[str, dict]:
         """What can write longer prompts here, by name: the options of ``upsample.upsample``."""
-        found = {"T5": {"backend": "t5"}}
+        shipped = (paths.foundation_dir() / "upsampler").is_dir()
+        found = {"T5": {"backend": "t5"}} if shipped else {}
         if there := chat_model.smollm2():
             found["SmolLM2"] = {"backend": "chat", "model": there, "prepend": False}
         return found

@@ -181,7 +181,9 @@ def like(texts: Sequence[str], examples: Sequence[str]) -> dict[str, float]:
     return checks.assign(all=checks.all(axis=1)).mean().to_dict()
 
 
-def inventions(prompts: Sequence[str], texts: Sequence[str], ssc: Sequence[str], dsc: Sequence[str]):
+def inventions(
+    prompts: Sequence[str], texts: Sequence[str], ssc: Sequence[str], dsc: Sequence[str]
+):
     """How often texts and training captions invent each value, and how far apart they are.
 
     ``ssc`` and ``dsc`` are the two captions of training pictures, more of them than of the texts.

@@ -172,9 +172,7 @@ def kept(prompts: Sequence[str], facts: Sequence[dict]) -> np.ndarray:
 # ---- comparisons ---------------------------------------------------------------------------------
 
 
-def by_kind(
-    scores: dict[str, pd.DataFrame], measures: dict[str, str]
-) -> dict[str, pd.DataFrame]:
+def by_kind(scores: dict[str, pd.DataFrame], measures: dict[str, str]) -> dict[str, pd.DataFrame]:
     """Means over scenes with 95 % intervals: for each kind of prompt a row per arm.
 
     ``scores`` maps an arm's label to the table of ``score``; ``measures`` maps columns of it to
@@ -307,7 +305,9 @@ def bounds(on: arm.Studio, scores: pd.DataFrame) -> dict[str, dict[str, float]]:
     "ceiling": in the true pictures after one pass through the autoencoder; "floor": by accident, in
     the pictures drawn from each kind of prompt for another scene.
     """
-    decoded = to_uint8(quality.reconstruct(on.autoencoder, stack(on.records), device=on.autoencoder.device))
+    decoded = to_uint8(
+        quality.reconstruct(on.autoencoder, stack(on.records), device=on.autoencoder.device)
+    )
     names = [asked(record) for record in on.records]
     ceiling = measure(decoded, names, on)[["facts", "whole"]].mean()
     floor = scores.groupby("kind", sort=False)["chance"].mean()

@@ -4,10 +4,11 @@ The paper lets GPT-4 do it. Here a sequence-to-sequence model has read what the 
 of the same training picture, and learned to go from the short caption to the descriptive one. What
 the short one leaves open it must invent; what it states it should keep.
 
-The short captioner has one way of saying things, and people have several: a model that had read
-its captions alone did not keep what people write (EXPERIMENTS.md). So half of the texts to start
-from are the captioner's, a quarter are the human short captions of the same training pictures, and
-a quarter their alt-text without noise, which says more or less of a picture in few words.
+The short captioner has one way of saying things and hardly ever states a texture; people do. A
+model that had read its captions alone kept 82 % of the textures that people state, and half of what
+longer prompts state (EXPERIMENTS.md). So half of the texts to start from are the captioner's, a
+quarter are the human short captions of the same training pictures, and a quarter their alt-text
+without noise, which says more or less of a picture in few words.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from dalle3lib.randomness import batch_indices, rng
 from dalle3lib.recaption import FILE, captions_dir, committed
 from dalle3lib.world import World
 
-MAX_TOKENS = 64  # of what is written; the longest descriptive training caption has 60
+MAX_TOKENS = 64  # of what is written; the longest descriptive training caption has 48
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -56,6 +57,7 @@ def examples(scenes: int) -> tuple[list[str], list[str]]:
         for said, times in ((row["ssc"], 2), (short, 1), (alt, 1)):
             pairs += [(said, row["dsc"])] * times * agree(said, row["dsc"])
     return tuple(zip(*pairs, strict=True))
+
 
 def build(encoder: Path) -> tuple[T5ForConditionalGeneration, object]:
     """The text encoder in directory ``encoder`` with an untrained decoder, and its tokenizer."""

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from dalle3lib import UserError, arm, latents, paths, runs
 from dalle3lib.config import Parameters
-from dalle3lib.images import Record
 from dalle3lib.latents import Cache
 from dalle3lib.sample import sample
 from dalle3lib.world import World

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dalle3lib import prompt_facts
-from dalle3lib.prompt_facts import fates, facts_of
+from dalle3lib.prompt_facts import facts_of, fates
 from dalle3lib.randomness import rng
 from dalle3lib.world import World, scene
 

@@ -84,7 +84,9 @@ def test_true_pictures_show_what_the_short_prompt_asks(foundations):
     table = judged.measure(stack(RECORDS), [r.descriptive for r in RECORDS], on(RECORDS))
     assert (table[["facts", "whole", "own facts"]].mean() > 0.99).all()
     assert table["chance"].mean() < 0.4
-    wrong = judged.measure(stack(RECORDS[1:] + RECORDS[:1]), [r.short for r in RECORDS], on(RECORDS))
+    wrong = judged.measure(
+        stack(RECORDS[1:] + RECORDS[:1]), [r.short for r in RECORDS], on(RECORDS)
+    )
     assert wrong["facts"].mean() == pytest.approx(judged.kept(
         [r.short for r in RECORDS], [r.facts for r in RECORDS[1:] + RECORDS[:1]]
     ).mean(), abs=0.02)  # fmt: skip
