@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NEEDED = PROJECT["dependencies"] + EXTRAS["dev"]
 # what `make test` installs besides
-TESTED = [text for extra in ("data", "cluster", "gpu", "cider") for text in EXTRAS[extra]]
+TESTED = [text for extra in ("data", "cluster", "gpu", "cider", "label") for text in EXTRAS[extra]]
 
 
 def lock(file: str = "requirements.lock") -> dict[str, Version]:
