@@ -155,7 +155,8 @@ def cleaned(answer: str) -> str:
     """An answer on one line, without the brackets or quotation marks it may be wrapped in."""
     text = " ".join(answer.split())
     for first, last in ("[]", '""', "“”"):
-        if text[:1] == first and text[-1:] == last and not set(text[1:-1]) & {first, last}:
+        wrapped = len(text) > 1 and text[0] == first and text[-1] == last
+        if wrapped and not set(text[1:-1]) & {first, last}:
             text = text[1:-1].strip()
     return text
 

@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         content = content if isinstance(content, str) else content[0]["text"]
         with server.lock:
             server.requests.append(body)
-            server.headers.append(dict(self.headers))
+            server.headers.append({k.lower(): v for k, v in self.headers.items()})
             script = server.scripts.get(content, [])
             word = script.pop(0) if script else "ok"
             name = word if isinstance(word, str) else "ok"

@@ -109,7 +109,7 @@ def test_a_key_is_sent_and_never_shown(server, tmp_path, monkeypatch, capsys, ca
     told = {"error": {"message": f"Incorrect API key provided: {SECRET}", "code": None}}
     client = chat_server.client("m", server.url, cache=tmp_path / "c.jsonl", sleep=lambda _: None)
     upsample.upsample(["a cat"], "openai", client=client)
-    assert server.headers[-1]["Authorization"] == f"Bearer {SECRET}"
+    assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
     said = []
     for status in (400, 401, 404, 429, 500):
         prompt = f"a cat {status}"

@@ -1,12 +1,9 @@
 """Upsampling by language models: what is asked, what is made of answers, the command."""
 
-import ast
 import json
-import subprocess
-import sys
-import zipfile
 
 import pytest
+import setuptools
 from misbehaving_server import SAID, Server, reply
 
 from dalle3lib import UserError, chat_server, upsample
@@ -57,19 +54,17 @@ def test_the_worked_answers_keep_the_rules_they_show():
         assert 15 <= len(text.split()) <= 80 and text == text.lower() and "\n" not in text
     # "make it …" is worked in everywhere: nothing of the first text stands whole before the change
     assert not changed.startswith(first[:60]) and first not in changed
-    assert {"lighthouse", "door", "rusty"} <= set(changed.split()) & set(first.split())
+    assert all(word in first and word in changed for word in ("lighthouse", "door", "rusty"))
     assert "lighthouse" not in new  # another picture forgets the ones before
 
 
-def test_the_template_is_part_of_the_package(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source"]
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", ROOT, tmp_path / "source"], check=True)
-    for file in ("pyproject.toml", "dalle3lib/upsample_template.yaml"):
-        (tmp_path / "source" / file).write_bytes((ROOT / file).read_bytes())
-    subprocess.run(command, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    assert "dalle3lib/upsample_template.yaml" in zipfile.ZipFile(wheel).namelist()
+def test_the_template_is_part_of_the_package(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    project = setuptools.Distribution()
+    project.parse_config_files()
+    build = project.get_command_obj("build_py")
+    build.ensure_finalized()
+    assert "dalle3lib/upsample_template.yaml" in build.find_data_files("dalle3lib", "dalle3lib")
 
 
 # ---- answers -------------------------------------------------------------------------------------
@@ -185,7 +180,7 @@ def test_the_command_writes_json_lines(server, tmp_path, capsys):
     assert list(lines[0])[:6] == ["original", "text", "model", "cached", "tokens", "cost"]
     assert [line["cached"] for line in lines] == [False, False, True]
     assert lines[0]["cost"] == pytest.approx(20e-6)
-    assert ast.literal_eval(said.err.splitlines()[-1].replace("null", "None"))["cached"] == 1
+    assert json.loads(said.err.splitlines()[-1])["cached"] == 1
     assert main([*command, "-o", str(tmp_path / "out.jsonl")]) == 0
     again = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert all(line["cached"] for line in again) and len(server.requests) == 2
