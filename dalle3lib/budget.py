@@ -65,6 +65,7 @@ class Limits(NamedTuple):
 
 
 UNLIMITED = Limits()
+FREE = Prices()
 
 
 def bound(request: dict[str, Any], prices: Prices) -> Amount | None:

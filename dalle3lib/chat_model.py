@@ -1,8 +1,8 @@
 """A local chat model that answers messages: transformers, from a directory, a GGUF file or the hub.
 
 Nothing is run that comes with a model (``trust_remote_code`` stays False, weights are safetensors
-or GGUF), and a model of the hub is named with its commit. Sampling is seeded for each request, so an
-answer does not depend on what was asked before.
+or GGUF), and a model of the hub is named with its commit. Sampling is seeded for each request, so
+an answer does not depend on what was asked before.
 """
 
 import importlib.util

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dalle3lib import UserError, completions
-from dalle3lib.budget import UNLIMITED, Limits, Prices
+from dalle3lib.budget import FREE, UNLIMITED, Limits, Prices
 from dalle3lib.completion_cache import Answer, key
 from dalle3lib.completions import Failed
 
@@ -31,7 +31,7 @@ def client(
     base_url: str | None = None,
     *,
     cache: str | Path | None = None,
-    prices: Prices = Prices(),
+    prices: Prices = FREE,
     limits: Limits = UNLIMITED,
     key_variable: str = "OPENAI_API_KEY",
     timeout: float = 60.0,

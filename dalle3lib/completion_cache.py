@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dalle3lib import UserError, files
+from dalle3lib import files
 
 
 class Answer(NamedTuple):
@@ -44,8 +44,8 @@ def key(request: dict[str, Any]) -> str:
 class Cache:
     """The answers in one file, which need not exist yet.
 
-    ``problems`` lists the lines that hold no answer ("line 7 is cut short or damaged"). Several processes may
-    use one file: whoever ``hold``s it is alone, and sees what the others wrote before.
+    ``problems`` lists the lines that hold no answer ("line 7 is cut short or damaged"). Several
+    processes may use one file: whoever ``hold``s it is alone, and sees what the others wrote.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -3,8 +3,8 @@
 ``Client.complete`` asks many conversations at a time. What was answered before comes from the cache
 (``completion_cache``), equal requests are one, failures are tried again a bounded number of times,
 and a request is sent only while the cap on tokens and on money allows it. Who answers is a function
-``send``: a server (``chat_server``) or a model in this process (``chat_model``). A message's content
-is a text, or a list of texts and images in OpenAI's format (``image``).
+``send``: a server (``chat_server``) or a model in this process (``chat_model``). The content of a
+message is a text, or a list of texts and images in OpenAI's format (``image``).
 """
 
 import base64
@@ -19,7 +19,17 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, paths
-from dalle3lib.budget import NOTHING, UNLIMITED, Amount, Budget, CapReached, Limits, Prices, bound
+from dalle3lib.budget import (
+    FREE,
+    NOTHING,
+    UNLIMITED,
+    Amount,
+    Budget,
+    CapReached,
+    Limits,
+    Prices,
+    bound,
+)
 from dalle3lib.completion_cache import Answer, Cache, key
 from dalle3lib.randomness import rng
 
@@ -102,7 +112,7 @@ class Client:
         send: Callable[[dict[str, Any]], Answer],
         cache: Cache | str | Path | None = None,
         *,
-        prices: Prices = Prices(),
+        prices: Prices = FREE,
         limits: Limits = UNLIMITED,
         workers: int = 4,
         attempts: int = ATTEMPTS,
@@ -145,7 +155,7 @@ class Client:
     def report(self) -> dict[str, Any]:
         """What was counted so far.
 
-        ``sent``, ``bought``, ``cached``, the failed attempts by cause, ``tokens`` and ``cost`` paid,
+        ``sent``, ``bought``, ``cached``, failed attempts by cause, ``tokens`` and ``cost`` paid,
         ``lost tokens`` and ``lost cost`` (the most that attempts without an answer may have cost),
         and the ``problems`` of the cache file.
         """
@@ -295,7 +305,7 @@ class Client:
         )
 
     def _handed_out(self, names: list[str], bought: set[str]) -> list[Completion]:
-        """The answers of all requests; one that was bought now is not cached where it comes first."""
+        """The answers of all requests; one bought now is not cached where it comes first."""
         completions = []
         for name in names:
             answer, cached = self.cache.get(name), name not in bought

@@ -7,7 +7,10 @@ model write them out before they are drawn. ``upsample`` does that with one of t
 in ``upsample_template.yaml`` through the client of ``completions``, which keeps every answer.
 """
 
+import argparse
+import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dalle3lib import UserError, completions, config
+from dalle3lib import UserError, budget, completions, config, files
 
 BACKENDS = ("t5", "chat", "openai")
 TEMPLATE = Path(__file__).with_name("upsample_template.yaml")
@@ -152,7 +155,8 @@ def cleaned(answer: str) -> str:
     """An answer on one line, without the brackets or quotation marks it may be wrapped in."""
     text = " ".join(answer.split())
     for first, last in ("[]", '""', "“”"):
-        if text[:1] == first and text[-1:] == last and not set(text[1:-1]) & {first, last}:
+        wrapped = len(text) > 1 and text[0] == first and text[-1] == last
+        if wrapped and not set(text[1:-1]) & {first, last}:
             text = text[1:-1].strip()
     return text
 
@@ -202,3 +206,71 @@ def report(results: Iterable[Upsampled]) -> dict[str, float]:
 
 def _few(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``python -m dalle3lib upsample``."""
+    add = parser.add_argument
+    parser.description = (
+        "Write each prompt of a file, one a line, as one JSON line: original, text, model, cached, "
+        "tokens, cost, problem. What was counted goes to the error output."
+    )
+    add("prompts", type=Path, metavar="PROMPTS.txt")
+    add("--backend", choices=BACKENDS, default="t5")
+    add("--model", help="t5: a directory; chat: a directory, GGUF file or hub name; openai: a name")
+    add("--revision", help="chat: the commit of a model of the hub")
+    add("--base-url", help="openai: the server, such as http://localhost:8000/v1")
+    add("-o", "--out", type=Path, metavar="OUT.jsonl", help="default: the standard output")
+    add("--cache", type=Path, help="where answers are kept (default: completions.jsonl in runs)")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=4, help="openai: requests at a time")
+    add("--timeout", type=float, default=60.0, help="openai: seconds of silence")
+    add("--max-tokens", type=int, help="cap on tokens, all prompts together")
+    add("--max-cost", type=float, help="cap on money, in the currency of --prices")
+    add("--prices", type=float, nargs=2, default=(0.0, 0.0), metavar=("READ", "WRITTEN"),
+        help="of a million tokens")  # fmt: skip
+    add("--no-prepend", action="store_true", help="leave out the original prompt")
+
+
+def command(options: argparse.Namespace) -> None:
+    """Upsample a file of prompts; one JSON line each."""
+    try:
+        prompts = options.prompts.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{options.prompts} cannot be read as UTF-8 text ({error}).") from None
+    model, client = options.model, None
+    if options.backend != "t5":
+        settings = {
+            "cache": options.cache,
+            "prices": budget.Prices(*options.prices),
+            "limits": budget.Limits(options.max_tokens, options.max_cost),
+        }
+        if not model:
+            raise UserError(f"The backend {options.backend!r} needs --model.")
+        if options.backend == "chat":
+            from dalle3lib import chat_model
+
+            client = chat_model.client(model, options.revision, **settings)
+        else:
+            from dalle3lib import chat_server
+
+            settings |= {"workers": options.workers, "timeout": options.timeout}
+            client = chat_server.client(model, options.base_url, **settings)
+    results = upsample(
+        prompts,
+        options.backend,
+        model=model,
+        client=client,
+        seed=options.seed,
+        prepend=False if options.no_prepend else None,
+    )
+    lines = [json.dumps(result._asdict(), ensure_ascii=False) + "\n" for result in results]
+    if options.out:
+        files.write_atomic(options.out, "".join(lines).encode())
+    else:
+        sys.stdout.writelines(lines)
+    counted = report(results) | ({"requests": client.report()} if client else {})
+    print(json.dumps(counted, ensure_ascii=False), file=sys.stderr)
