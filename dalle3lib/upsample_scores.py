@@ -228,7 +228,9 @@ def effect(gains: np.ndarray, name: str, unit: str = "% points", note: str = "")
 def gains(scores: dict[str, pd.DataFrame], kinds: Sequence[str]) -> dict[str, dict]:
     """The ``effect`` of each kind of prompt over the short one, by "arm, kind"."""
     return {
-        f"{name}, {kind}": effect(gain(table, kind), f"{name}/{kind}")
+        f"{name}, {kind}": effect(
+            gain(table, kind), f"{name}/{kind}", "% points" if "facts" in table else "points"
+        )
         for name, table in scores.items()
         for kind in kinds
     }
