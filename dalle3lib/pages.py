@@ -26,7 +26,8 @@ GROUPS = {
             *("fine_tuning", "caption_sets"),
             *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
-            *("text", "upsample"),
+            *("text", "upsample", "released_prompts"),
+            *("completions", "completion_cache", "budget", "chat_server", "chat_model"),
         ),
     ),
     "diffusion": (
