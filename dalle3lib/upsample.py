@@ -68,14 +68,14 @@ def upsample(
     """A descriptive text for each prompt, in their order.
 
     "t5" takes a directory as ``model`` (None: the shipped one). "chat" takes a directory, a GGUF
-    file or a name on the Hugging Face hub with its ``revision``; "openai" takes the name of a model of
-    the server at ``base_url``. A ``client`` (``chat_server.client``, ``chat_model.client``) in their
-    place brings its own cache file, prices, caps and number of requests at a time. ``options`` are those of the request
-    (None: ``OPTIONS``); ``seed`` is one of them unless the options name their own or None. Without
-    ``worked`` the model gets the instructions and no worked turn. ``prepend`` puts the original
-    prompt before the description, as OpenAI's released prompts have it (None: yes for language
-    models, no for "t5"). Raises UserError for an unknown backend, empty prompts, a model that is
-    not there, and what ``Client.complete`` raises; answers bought by then are kept.
+    file or a name on the Hugging Face hub with its ``revision``; "openai" takes the name of a model
+    of the server at ``base_url``. A ``client`` (``chat_server.client``, ``chat_model.client``) in
+    their place brings a cache file, prices, caps and a number of requests at a time. ``options``
+    are those of the request (None: ``OPTIONS``); ``seed`` is one of them unless the options name
+    their own or None. Without ``worked`` the model gets the instructions and no worked turn.
+    ``prepend`` puts the original prompt before the description, as OpenAI's released prompts have
+    it (None: yes for language models, no for "t5"). Raises UserError for an unknown backend, empty
+    prompts, a model that is not there, and as ``Client.complete``; answers bought by then are kept.
     """
     if backend not in BACKENDS:
         raise UserError(f"There is no backend {backend!r}{config.nearest(backend, BACKENDS)}")
