@@ -214,9 +214,10 @@ class Client:
         reserved = bound(request, self.prices) or NOTHING
         for attempt in range(self.attempts):
             self._sleep_until_open()
-            if self._stop:
-                raise NotSent(self._stop)
             self.budget.reserve(reserved)
+            if self._stop:
+                self.budget.release(reserved)
+                raise NotSent(self._stop)
             try:
                 answer = self._attempt(name, request, reserved)
             except BaseException as error:
@@ -238,9 +239,11 @@ class Client:
         self._count("sent")
         answer = self._send(request)
         if answer.prompt_tokens is None:  # the server does not say: the most that it can be
-            answer = answer._replace(prompt_tokens=reserved.tokens, completion_tokens=0)
-        cost = self.prices.of(answer.prompt_tokens, answer.completion_tokens)
-        answer = answer._replace(cost=cost)
+            tokens, cost = reserved
+            answer = answer._replace(prompt_tokens=tokens, completion_tokens=0, cost=cost)
+        else:
+            cost = self.prices.of(answer.prompt_tokens, answer.completion_tokens)
+            answer = answer._replace(cost=cost)
         self.cache.put(name, request, answer)
         self._count("bought")
         return answer

@@ -27,6 +27,8 @@ GROUPS = {
             *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
             *("text", "upsample", "upsampler", "prompt_kinds", "prompt_facts"),
+            *("released_prompts", "completions", "completion_cache", "budget"),
+            *("chat_server", "chat_model"),
         ),
     ),
     "diffusion": (

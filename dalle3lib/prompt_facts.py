@@ -154,7 +154,7 @@ def distribution(prompts: Sequence[str], texts: Sequence[str]) -> pd.Series:
 
 
 def distance(a: pd.Series, b: pd.Series) -> pd.Series:
-    """Total variation between two results of ``distribution`` by attribute: 0 if alike, at most 1."""
+    """Total variation of two results of ``distribution`` by attribute: 0 if alike, at most 1."""
     gap = a.sub(b, fill_value=0).abs()
     return gap.groupby(level=0).sum() / 2
 

@@ -58,6 +58,7 @@ def upsample(
     *,
     model: str | Path | None = None,
     revision: str | None = None,
+    base_url: str | None = None,
     client: completions.Client | None = None,
     seed: int = 0,
     prepend: bool | None = None,
@@ -67,13 +68,14 @@ def upsample(
     """A descriptive text for each prompt, in their order.
 
     "t5" takes a directory as ``model`` (None: the shipped one). "chat" takes a directory, a GGUF
-    file or a name on the Hugging Face hub with its ``revision``; "openai" takes a ``client`` (see
-    ``chat_server.client``), which "chat" may be given too. ``options`` are those of the request
-    (None: ``OPTIONS``); ``seed`` is one of them unless the options name their own or None. Without
-    ``worked`` the model gets the instructions and no worked turn. ``prepend`` puts the original
-    prompt before the description, as OpenAI's released prompts have it (None: yes for language
-    models, no for "t5"). Raises UserError for an unknown backend, empty prompts, a model that is
-    not there, and what ``Client.complete`` raises; answers bought by then are kept.
+    file or a name on the Hugging Face hub with its ``revision``; "openai" takes the name of a model
+    of the server at ``base_url``. A ``client`` (``chat_server.client``, ``chat_model.client``) in
+    their place brings a cache file, prices, caps and a number of requests at a time. ``options``
+    are those of the request (None: ``OPTIONS``); ``seed`` is one of them unless the options name
+    their own or None. Without ``worked`` the model gets the instructions and no worked turn.
+    ``prepend`` puts the original prompt before the description, as OpenAI's released prompts have
+    it (None: yes for language models, no for "t5"). Raises UserError for an unknown backend, empty
+    prompts, a model that is not there, and as ``Client.complete``; answers bought by then are kept.
     """
     if backend not in BACKENDS:
         raise UserError(f"There is no backend {backend!r}{config.nearest(backend, BACKENDS)}")
@@ -81,7 +83,7 @@ def upsample(
         raise UserError(f"Prompts are empty (counted from 0): {_few(empty)}; take them out.")
     if backend == "t5":
         return _by_t5(prompts, model, seed, bool(prepend))
-    client = client or _client(backend, model, revision)
+    client = client or _client(backend, model, revision, base_url)
     options = {"seed": seed} | (OPTIONS if options is None else options)
     options = {name: value for name, value in options.items() if value is not None}
     answers = client.complete([(messages(p, worked=worked), options) for p in prompts])
@@ -106,12 +108,17 @@ def _by_t5(prompts: Sequence[str], where: str | Path | None, seed: int, before: 
     ]
 
 
-def _client(backend: str, model: str | Path | None, revision: str | None) -> completions.Client:
-    """A client for a local chat model; a server's needs more than its model's name."""
-    if backend == "openai":
-        raise UserError("The backend 'openai' needs a client: make one with chat_server.client.")
+def _client(
+    backend: str, model: str | Path | None, revision: str | None, base_url: str | None
+) -> completions.Client:
+    """A client with nothing but the defaults."""
     if model is None:
-        raise UserError("The backend 'chat' needs a model: a directory, a GGUF file or a hub name.")
+        wanted = "a directory, a GGUF file or a hub name" if backend == "chat" else "its name"
+        raise UserError(f"The backend {backend!r} needs a model ({wanted}) or a client.")
+    if backend == "openai":
+        from dalle3lib import chat_server
+
+        return chat_server.client(str(model), base_url)
     from dalle3lib import chat_model
 
     return chat_model.client(model, revision)

@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         self.headers: list[dict] = []
         self.lock, self.release, self.most = threading.Lock(), threading.Event(), 0
         self.flying = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:

@@ -263,8 +263,10 @@ def test_prices_are_of_a_million_tokens(client):
 
 def test_an_answer_without_usage_counts_as_the_most_it_can_be(server, client):
     server.scripts["silent"] = ["no usage"]
-    (answer,) = client().complete([ask("silent")])
-    assert answer.tokens == budget.bound({"messages": ask("silent")[0], **OPTIONS}, budget.FREE)[0]
+    prices = budget.Prices(1.0, 100.0)
+    (answer,) = client(prices=prices).complete([ask("silent")])
+    most = budget.bound({"messages": ask("silent")[0], **OPTIONS}, prices)
+    assert (answer.tokens, answer.cost) == most and answer.cost > 50 * 100 / 1e6
 
 
 # ---- bought once ---------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ def test_the_template_is_part_of_the_package(monkeypatch):
     project.parse_config_files()
     build = project.get_command_obj("build_py")
     build.ensure_finalized()
+    build.manifest_files = {}  # what git lists does not count
     assert "dalle3lib/upsample_template.yaml" in build.find_data_files("dalle3lib", "dalle3lib")
 
 
@@ -160,11 +161,18 @@ def test_mistakes_are_said_before_anything_is_asked(server, client):
         upsample.upsample(["a cat", "", " \n"], "openai", client=client)
     with pytest.raises(UserError, match="did you mean 'openai'"):
         upsample.upsample(["a cat"], "openia")
-    with pytest.raises(UserError, match="chat_server.client"):
+    with pytest.raises(UserError, match="'openai' needs a model"):
         upsample.upsample(["a cat"], "openai")
     with pytest.raises(UserError, match="'chat' needs a model"):
         upsample.upsample(["a cat"], "chat")
     assert not server.requests
+
+
+def test_a_server_may_be_named_in_place_of_a_client(server, runs_root):
+    for cached in (False, True):
+        (made,) = upsample.upsample(["a cat"], "openai", model="small", base_url=server.url)
+        assert made == Upsampled("a cat", f"a cat. {SAID}", "small", cached, 15, 0.0)
+    assert (runs_root / "completions.jsonl").is_file()
 
 
 def test_the_command_writes_json_lines(server, tmp_path, capsys):
