@@ -45,7 +45,7 @@ class Cache:
     """The answers in one file, which need not exist yet.
 
     ``problems`` lists the lines that hold no answer ("line 7 is cut short or damaged"). Several
-    processes may use one file: whoever ``hold``s it is alone, and sees what the others wrote.
+    processes may use one file: who holds it (``hold``) is alone, and sees what the others wrote.
     """
 
     def __init__(self, path: str | Path) -> None:
