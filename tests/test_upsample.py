@@ -1,6 +1,8 @@
 """Upsampling by language models: what is asked, what is made of answers, the command."""
 
 import json
+import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import setuptools
@@ -139,6 +141,30 @@ def test_prompts_come_back_in_order_with_the_original_before(server, client):
     bare = upsample.upsample(["a cat"], "openai", client=client, prepend=False)
     assert bare[0].text == SAID and bare[0].cached
     assert len(server.requests) == 4
+
+
+def test_the_embedded_model_is_called_with_the_seed(monkeypatch):
+    """What it writes is ``upsampler``'s to test; here a stand-in says how it was called."""
+    calls = []
+
+    def write(model, tokenizer, prompts, *, seed):
+        calls.append((model, prompts, seed))
+        return ["a large red car", ""]
+
+    def tokenizer(text):
+        return SimpleNamespace(input_ids=text.split())
+
+    standing = ModuleType("dalle3lib.upsampler")
+    standing.load = lambda path=None: (path, tokenizer)
+    standing.write = write
+    monkeypatch.setitem(sys.modules, "dalle3lib.upsampler", standing)
+    monkeypatch.setattr("dalle3lib.upsampler", standing, raising=False)
+    car, nothing = upsample.upsample(["a car", "a cat"], seed=7)
+    assert car == Upsampled("a car", "a large red car", "t5", False, 6, 0.0)
+    assert nothing[1:2] + nothing[-1:] == ("a cat", "empty")
+    named, _ = upsample.upsample(["a car", "a cat"], model="x/mine", prepend=True)
+    assert (named.text, named.model) == ("a car. a large red car", "t5 mine")
+    assert calls == [(None, ["a car", "a cat"], 7), ("x/mine", ["a car", "a cat"], 0)]
 
 
 def test_the_seed_and_the_options_are_part_of_the_request(server, client):
