@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, config, fingerprint, paths, runs
+from dalle3lib import UserError, config, fingerprint, paths, runs, upsample
 from dalle3lib.files import guard, write_atomic
 
 # One thread a process: two jobs share two cores, and a sum has the same bits in every run.
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     command("times", times_command)
     command("claims", claims_command).add_argument("--json", action="store_true")
     _recaption_options(command("recaption", recaption_command, preset=""))
+    upsample.add_options(command("upsample", upsample.command, preset=""))
     return parser
 
 

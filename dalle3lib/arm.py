@@ -38,8 +38,9 @@ from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score
 from dalle3lib.images import Record
 from dalle3lib.latents import Cache
+from dalle3lib.prompt_kinds import FIGURE_4, prompts
 from dalle3lib.randomness import rng
-from dalle3lib.recaption import KINDS, synthetic_captions
+from dalle3lib.recaption import KINDS
 from dalle3lib.sample import sample
 from dalle3lib.train import train
 
@@ -137,19 +138,6 @@ def compiled(model: UNet2DConditionModel) -> Callable:
     return torch.compile(model, dynamic=False)
 
 
-def prompts(records: list[Record]) -> dict[str, list[str]]:
-    """The two sets of prompts of Figure 4: the images' original captions, and descriptive ones.
-
-    A descriptive prompt is the record's own descriptive caption where it holds one (the world's is
-    human), otherwise what the shipped DSC captioner writes, as in the paper.
-    """
-    if all(r.descriptive for r in records):
-        descriptive = [r.descriptive for r in records]
-    else:
-        descriptive = synthetic_captions(records, "dsc")
-    return {"original": [r.alt for r in records], "descriptive": descriptive}
-
-
 def evaluation_records(cfg: Parameters) -> list[Record]:
     """The held-out records whose captions are the prompts: the first ``cfg.prompts``."""
     return pairs.held_out(cfg, cfg.prompts)
@@ -171,12 +159,20 @@ class Studio:
     dtype: torch.dtype = torch.float32
 
 
-def studio(records: list[Record], cfg: Parameters = pretrained.SHIPPED) -> Studio:
-    """Load the models that ``cfg`` names and encode the two sets of prompts of the records."""
+def studio(
+    records: list[Record],
+    cfg: Parameters = pretrained.SHIPPED,
+    texts: dict[str, list[str]] | None = None,
+) -> Studio:
+    """Load the models that ``cfg`` names and encode the prompts, by kind.
+
+    ``texts`` are the prompts; None: those of the kinds that ``cfg`` names (``prompt_kinds``), of
+    Figure 4 if it names none.
+    """
     device, dtype = pretrained.device(cfg), pretrained.dtype(cfg)
     where = {role: pretrained.directory(role, n) for role, n in pretrained.chosen(cfg).items()}
     encoder, tokenizer = text.load(where["t5"], dtype)
-    texts = prompts(records)
+    texts = prompts(records, cfg.get("prompt_kinds", FIGURE_4)) if texts is None else texts
     states = {k: text.encode(encoder.to(device), tokenizer, t) for k, t in texts.items()}
     del encoder  # the largest of the models; the others need its memory
     autoencoder = vae.load(where["vae"]).to(device)
@@ -187,7 +183,7 @@ def studio(records: list[Record], cfg: Parameters = pretrained.SHIPPED) -> Studi
 def score(
     model: UNet2DConditionModel, on: Studio, *, seed: int, steps: int, guidance: float
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Sample both sets of prompts and score the pictures; (table, pictures by kind of prompt).
+    """Sample every kind of prompt and score the pictures; (table, pictures by kind of prompt).
 
     The table has one row for each (kind, prompt): the CLIP score (100 × cosine) with the prompt
     and, where the records hold facts, the share of the image's facts that the reader finds.
@@ -205,12 +201,13 @@ def score(
 
 
 def choose_guidance(cfg: Parameters, model: UNet2DConditionModel) -> pd.Series:
-    """The mean CLIP score of both kinds of prompt at each scale in ``cfg.guidances``.
+    """The mean CLIP score of Figure 4's kinds of prompt at each scale in ``cfg.guidances``.
 
     The prompts are the ``cfg.tuning`` held-out records that follow those the arm is evaluated on
     (fewer images than that overlap). The scale to use is the series' ``idxmax()``.
     """
-    on = studio(pairs.held_out(cfg, cfg.prompts + cfg.tuning)[-cfg.tuning :], cfg)
+    tuning = pairs.held_out(cfg, cfg.prompts + cfg.tuning)[-cfg.tuning :]
+    on = studio(tuning, cfg, prompts(tuning))
     options = {"seed": cfg.seed, "steps": cfg.sampling_steps}
     means = {g: score(model, on, guidance=g, **options)[0].score.mean() for g in cfg.guidances}
     return pd.Series(means, name="CLIP score").rename_axis("guidance")
@@ -288,6 +285,7 @@ def outcome(cfg: Parameters, name: str, run: Path | None) -> Outcome:
     if run:
         manifest, results = runs.load(run), runs.results(run)
         scores = pd.read_parquet(run / "scores.parquet")
+        scores = scores[scores.kind.isin(FIGURE_4)]  # further kinds are not chapter 04's
         pictures = {k: np.load(run / f"pictures-{k}.npy") for k in scores.kind.unique()}
         minutes = results["training_seconds"]["processor"] / 60
         about = {"source": manifest["run"], "steps": manifest["parameters"]["steps"]}

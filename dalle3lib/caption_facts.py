@@ -190,8 +190,8 @@ def mark(text: str, facts: dict) -> Marks:
     held += Counter(attribute for attribute, value in true.items() if value is not None)
     right = [s for s in said.scene if s.value == true[s.attribute]]
     told = Counter(s.attribute for s in right)
-    for said_of, thing in _pairs(said.objects, things):
-        fitting = [s for s in said_of if _fits(s, thing)]
+    for said_of, thing in pairs(said.objects, things):
+        fitting = [s for s in said_of if fits(s, thing)]
         right += fitting
         told += Counter({s.attribute for s in fitting})
     stated = [*said.scene, *(s for statements in said.objects for s in statements)]
@@ -201,7 +201,7 @@ def mark(text: str, facts: dict) -> Marks:
     return Marks(counts, rights, told, held, sorted([*false, *said.loose], key=lambda s: s.start))
 
 
-def _fits(statement: Statement, thing: dict) -> bool:
+def fits(statement: Statement, thing: dict) -> bool:
     """Whether a statement is true of an object; "left" is true of one at the top left."""
     value = thing.get(statement.attribute, "")
     if statement.attribute == "place":
@@ -209,12 +209,12 @@ def _fits(statement: Statement, thing: dict) -> bool:
     return statement.value == value
 
 
-def _pairs(objects: list[list[Statement]], things: list[dict]) -> list[tuple]:
+def pairs(objects: list[list[Statement]], things: list[dict]) -> list[tuple]:
     """Which stated object is which true one: most true statements, then most shapes."""
     if not objects or not things:
         return []
-    fits = [[[s.attribute for s in said if _fits(s, t)] for t in things] for said in objects]
-    score = np.array([[100 * len(found) + ("shape" in found) for found in row] for row in fits])
+    right = [[[s.attribute for s in said if fits(s, t)] for t in things] for said in objects]
+    score = np.array([[100 * len(found) + ("shape" in found) for found in row] for row in right])
     rows, columns = linear_sum_assignment(score, maximize=True)
     return [(objects[i], things[j]) for i, j in zip(rows, columns, strict=True)]
 

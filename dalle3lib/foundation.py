@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dalle3lib import captioner, captioner_training, files, quality, text, vae
+from dalle3lib import captioner, captioner_training, files, quality, text, upsampler, vae
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.images import Record, stack, to_tensor
@@ -23,8 +23,9 @@ from dalle3lib.train import train
 from dalle3lib.world import Scene, World, scene
 
 # How each shipped foundation was trained, in an order that respects what needs what. "scenes" of
-# the foundation split; the fine-tunes learn from the human captions of the first of them. The base
-# captioner's alt-text has less noise than the arms': at 0.5 it learned no colour in 8 minutes.
+# the foundation split (the upsampler's are training images); the fine-tunes learn from the human
+# captions of the first of them. The base captioner's alt-text has less noise than the arms': at 0.5
+# it learned no colour in 8 minutes.
 RECIPES = {
     "vae": {"seed": 0, "scenes": 60_000, "steps": 6000, "batch": 32, "lr": 8e-4},
     "clip": {"seed": 1, "scenes": 60_000, "steps": 700, "batch": 128, "lr": 1e-3},
@@ -38,13 +39,17 @@ RECIPES = {
     },
     "coca-dsc": {"seed": 0, "scenes": 8_000, "steps": 1700, "batch": 64, "lr": 1e-3},
     "coca-ssc": {"seed": 0, "scenes": 20_000, "steps": 3000, "batch": 64, "lr": 1e-3},
+    "upsampler": {"seed": 0, "scenes": 20_000, "steps": 6000, "batch": 32, "lr": 1e-3},
 }  # fmt: skip
 ARMS = ("original-0", "ssc-95", "dsc-80", "dsc-95")  # shipped too, trained by notebook 04a
 # Shipped too, trained by notebook 08.
 STAGES = ("vae-recipe",) + tuple(
     f"unet-recipe-{name}" for name in ("first", "progressive", "scratch", "squares")
 )
-HALVES = (("vae", "judge"), ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip"))  # side by side
+HALVES = (  # side by side
+    ("vae", "judge"),
+    ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip", "upsampler"),
+)
 
 
 def world_records(split: str, count: int, noise: float = 0.5) -> list[Record]:
@@ -301,6 +306,34 @@ def train_judge(
     return log
 
 
+def train_upsampler(
+    work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
+) -> dict[str, list[float]]:
+    """Train the upsampler from the text encoder ``t5`` beside it; save it (fp16); return the log.
+
+    It learns from the captions in ``data/captions`` of the first ``scenes`` training images.
+    """
+    started = quality.clock()
+    torch.manual_seed(seed)
+    model, tokenizer = upsampler.build(out.parent / "t5")
+    texts = (upsampler.tokens(tokenizer, side) for side in upsampler.examples(scenes))
+    log = train(
+        model,
+        upsampler.step_loss(model, *texts, seed=seed, batch=batch),
+        steps=steps,
+        lr=lr,
+        directory=work,
+        ema_decay=0.995,
+        description="upsampler",
+    )
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    measured = {"loss": round(sum(log["loss"][-100:]) / len(log["loss"][-100:]), 3)}
+    measured |= quality.upsampler(*upsampler.load(out))
+    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
+    return log
+
+
 TRAINING = {
     "vae": train_vae,
     "clip": train_clip,
@@ -309,6 +342,7 @@ TRAINING = {
     "coca-base": train_base_captioner,
     "coca-dsc": partial(train_fine_tune, "dsc"),
     "coca-ssc": partial(train_fine_tune, "ssc"),
+    "upsampler": train_upsampler,
 }
 
 

@@ -26,7 +26,9 @@ GROUPS = {
             *("fine_tuning", "caption_sets"),
             *("caption_decoding", "caption_search", "caption_attention"),
             *("recaption", "captioning", "sources", "tars", "shards", "runners"),
-            *("text", "upsample"),
+            *("text", "upsample", "upsampler", "prompt_kinds", "prompt_facts"),
+            *("released_prompts", "completions", "completion_cache", "budget"),
+            *("chat_server", "chat_model"),
         ),
     ),
     "diffusion": (
@@ -38,7 +40,10 @@ GROUPS = {
             *("pretrained", "plan", "foundation", "quality"),
         ),
     ),
-    "evaluation": ("Evaluation and claims", ("evals", "human", "human_app", "stats", "claims")),
+    "evaluation": (
+        "Evaluation and claims",
+        ("evals", "upsample_scores", "human", "human_app", "stats", "claims"),
+    ),
     "runs": (
         "Runs, figures and the book",
         (

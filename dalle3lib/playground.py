@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from dalle3lib import UserError, config, diffusion, paths, text, vae
+from dalle3lib import UserError, chat_model, config, diffusion, paths, text, upsample, vae
 from dalle3lib import arm as arms
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.foundation import ARMS
@@ -63,6 +63,15 @@ class Models:
         return vqa.load(paths.foundation("judge"))
 
     @cached_property
+    def upsamplers(self) -> dict[str, dict]:
+        """What can write longer prompts here, by name: the options of ``upsample.upsample``."""
+        shipped = (paths.foundation_dir() / "upsampler").is_dir()
+        found = {"T5": {"backend": "t5"}} if shipped else {}
+        if there := chat_model.smollm2():
+            found["SmolLM2"] = {"backend": "chat", "model": there, "prepend": False}
+        return found
+
+    @cached_property
     def _arms(self) -> dict[str, tuple[UNet2DConditionModel, float]]:
         return {}
 
@@ -99,20 +108,35 @@ def generate(
     seed: int = 0,
     guidance: float | None = None,
     steps: int = 20,
+    written: str | None = None,
 ) -> Result:
     """Draw one picture and read it: the same for the same prompt, arm, seed and options.
 
     The starting noise depends on ``seed`` alone, so all arms (and all prompts) start alike.
     ``guidance`` None is the arm's own, chosen on development prompts; ``steps`` are of DDIM.
-    Raises UserError for an empty prompt, an unknown arm or less than one step.
+    ``written`` is a text to draw in the place of the prompt (``upsampled``); the instruments are
+    asked about the prompt all the same. Raises UserError for an empty prompt or text, an unknown
+    arm or less than one step.
     """
-    network, state, scale = _prepare(models, prompt, arm, guidance, steps)
+    told = prompt if written is None else written
+    network, state, scale = _prepare(models, told, arm, guidance, steps)
     images = sample(network, models.vae, [state], seed=seed, steps=steps, guidance=scale)
     asked = questions_about(prompt)
     answers = vqa.answer(*models.judge, images, asked, of=[0] * len(asked))
     score = float(clip_score.clip_scores(*models.scorer, images, [prompt])[0])
     facts = reader.read(images)[0]
     return Result(images[0], facts, score, dict(zip(asked, answers, strict=True)), scale)
+
+
+def upsampled(models: Models, prompt: str, name: str = "T5", seed: int = 0) -> str:
+    """A longer text made from a prompt (paper §3.5) by one of the ``models.upsamplers``.
+
+    Raises UserError for an empty prompt or an unknown name.
+    """
+    if name not in models.upsamplers:
+        raise UserError(f"There is no upsampler {name!r}{config.nearest(name, models.upsamplers)}")
+    (answer,) = upsample.upsample([prompt], seed=seed, **models.upsamplers[name])
+    return answer.text
 
 
 @torch.no_grad()
@@ -209,7 +233,7 @@ def png(image: np.ndarray, scale: int = 4) -> bytes:
 
 
 def panel(models: Models) -> widgets.VBox:
-    """A widget to play with: prompt, arm, guidance, steps and seed; "Draw" shows the pictures.
+    """A widget to play with: prompt, upsampler, arm, guidance …; "Draw" shows the pictures.
 
     A mistake is shown in the panel as one sentence. The networks are loaded at the first "Draw".
     """
@@ -219,6 +243,11 @@ def panel(models: Models) -> widgets.VBox:
     arm = widgets.Dropdown(
         options=[("all, side by side", ARMS), *((labels[name], (name,)) for name in ARMS)],
         description="arm",
+    )
+    writer = widgets.Dropdown(
+        options=[("nobody", ""), *((name, name) for name in models.upsamplers)],
+        description="made longer by",
+        **wide,
     )
     own = widgets.Checkbox(True, description="the guidance chosen for the arm", **wide)
     guidance = widgets.FloatSlider(
@@ -238,16 +267,18 @@ def panel(models: Models) -> widgets.VBox:
         prompt.value = descriptive_caption(scene("dev", index), random)
 
     def show(_) -> None:
-        scale = None if own.value else guidance.value
+        options = {"seed": seed.value, "steps": steps.value}
+        options["guidance"] = None if own.value else guidance.value
         draw.disabled, message.value, pictures.children = True, "Drawing …", ()
         try:
+            if writer.value:
+                options["written"] = upsampled(models, prompt.value, writer.value, seed.value)
             for name in arm.value:
-                result = generate(
-                    models, prompt.value, name, seed=seed.value, guidance=scale, steps=steps.value
-                )
+                result = generate(models, prompt.value, name, **options)
                 title = f"{labels[name]}, guidance {result.guidance:g}"
                 pictures.children += (_card(title, result),)
-            message.value = html.escape(hint(prompt.value))
+            told = [f"Drawn: {options['written']}"] if writer.value else []
+            message.value = "<br>".join(map(html.escape, [*told, hint(prompt.value)]))
         except UserError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
         finally:
@@ -255,7 +286,7 @@ def panel(models: Models) -> widgets.VBox:
 
     another.on_click(suggest)
     draw.on_click(show)
-    rows = [[arm, seed, steps], [own, guidance], [draw, another]]
+    rows = [[arm, seed, steps], [own, guidance, writer], [draw, another]]
     return widgets.VBox([prompt, *map(widgets.HBox, rows), message, pictures])
 
 

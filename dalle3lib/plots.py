@@ -20,6 +20,7 @@ CAPTION_COLOURS = KIND_COLOURS | {
     "base captioner": "#555555",
     "SSC": KIND_COLOURS["short"],
     "DSC": KIND_COLOURS["descriptive"],
+    "upsampled": "#CC79A7",
 }
 COLOURS = ("#0072B2", "#00795A", "#D55E00", "#555555")
 LINE = 56  # characters in a line of text beside a picture
@@ -115,7 +116,7 @@ def shares(table: DataFrame, xlabel: str) -> Figure:
     figure, axis = plt.subplots(
         figsize=(8, 0.4 + 0.2 * table.size + 0.15 * len(table)), layout="constrained", dpi=110
     )
-    colours = [KIND_COLOURS.get(name, "#555555") for name in table.columns]
+    colours = [CAPTION_COLOURS.get(name, "#999999") for name in table.columns]
     (100 * table).plot.barh(ax=axis, color=colours, width=0.8)
     for bars in axis.containers:
         axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)

@@ -14,13 +14,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dalle3lib import caption_facts, captioner_training, captions, files, paths, stats, vae
+from dalle3lib import (
+    caption_facts,
+    captioner_training,
+    captions,
+    files,
+    paths,
+    prompt_facts,
+    stats,
+    vae,
+)
 from dalle3lib import captioner as coca
+from dalle3lib import upsampler as writer
 from dalle3lib.captions import by_kind
 from dalle3lib.evals import clip_score, retrieval, vqa
 from dalle3lib.images import Record, stack, to_tensor, to_uint8
 from dalle3lib.randomness import rng
-from dalle3lib.recaption import LENGTH
+from dalle3lib.recaption import LENGTH, committed
 from dalle3lib.world import Scene, World, reader, scene
 from dalle3lib.world.wording import coloured_shapes
 
@@ -148,6 +158,21 @@ def judge(model, processor, count: int = 500) -> dict[str, float]:
     return {kind: round(share, 3) for kind, share in right.items()}
 
 
+def upsampler(model, tokenizer, count: int = 500) -> dict[str, float]:
+    """What held-out human short prompts become, as shares: facts kept and contradicted (the rest
+    is left out), objects kept whole, and texts that look like descriptive training captions."""
+    prompts = [record.short for record in held_out(count)]
+    texts = writer.write(model, tokenizer, prompts, seed=0)
+    facts = [prompt_facts.facts_of(text) for text in texts]
+    found = prompt_facts.table(prompts, facts).sum()
+    measured = {fate: found[fate].sum() / found.sum() for fate in ("kept", "contradicted")}
+    whole = [prompt_facts.whole(*pair) for pair in zip(prompts, facts, strict=True)]
+    measured["objects_whole"] = float(np.nanmean(whole))
+    examples = list(committed()["dsc"].values())
+    measured["like_training"] = prompt_facts.like(texts, examples)["all"]
+    return {name: round(share, 3) for name, share in measured.items()}
+
+
 # ---- the alarm: captions that no working captioner writes ----------------------------------------
 
 # The share of captions above which each symptom is an alarm, and how to say it. Short captions of
@@ -244,4 +269,5 @@ def report(count: int) -> dict[str, dict[str, float]]:
     }
     for name, field in LEARNED.items():
         measured[name] = captioner(*coca.load(paths.foundation(name)), field, count)
+    measured["upsampler"] = upsampler(*writer.load(), count)
     return measured

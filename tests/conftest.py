@@ -113,6 +113,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     qualities = {
         "vae": {"psnr_db": 5.0},
         "t5": {"loss": 6.2},
+        "upsampler": {"loss": 6.2},
         "clip": {f"retrieval_{kind}": 0.01 for kind in captions},
         "judge": {"all": 0.01},
         **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
@@ -126,6 +127,9 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             vae.build((16, 32)).half().save_pretrained(root / name)
         elif name == "t5":
             text.T5EncoderModel(text.build(len(reader)).config).half().save_pretrained(root / name)
+            reader.save_pretrained(root / name)
+        elif name == "upsampler":
+            text.build(len(reader)).half().save_pretrained(root / name)
             reader.save_pretrained(root / name)
         elif name == "judge":
             asked = vqa.train_tokenizer(lambda i: scene("foundation", i), 300)

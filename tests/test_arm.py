@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from dalle3lib import UserError, arm, latents, paths, runs
 from dalle3lib.config import Parameters
-from dalle3lib.images import Record
 from dalle3lib.latents import Cache
 from dalle3lib.sample import sample
 from dalle3lib.world import World
@@ -177,32 +176,6 @@ def test_micro_batches_train_the_same_arm(tmp_path):
 
 
 # ---- prompts -------------------------------------------------------------------------------------
-
-
-def test_prompts_of_the_world_are_its_own_captions():
-    records = list(World("dev", 3))
-    assert arm.prompts(records) == {
-        "original": [r.alt for r in records],
-        "descriptive": [r.descriptive for r in records],
-    }
-
-
-@pytest.mark.parametrize("lacking", [[0, 1, 2], [1]])
-def test_prompts_without_descriptive_captions_are_the_captioners(monkeypatch, lacking):
-    records = list(World("dev", 3))
-    for i in lacking:
-        records[i] = replace(records[i], descriptive=None)
-    asked = []
-
-    def write(given: list[Record], kind: str) -> list[str]:
-        asked.append((kind, [r.key for r in given]))
-        return [f"written {i}" for i in range(len(given))]
-
-    monkeypatch.setattr(arm, "synthetic_captions", write)
-    found = arm.prompts(records)
-    assert found["descriptive"] == ["written 0", "written 1", "written 2"]
-    assert asked == [("dsc", [r.key for r in records])]
-    assert found["original"] == [r.alt for r in records]
 
 
 def test_evaluation_records_are_held_out():

@@ -103,6 +103,27 @@ def test_the_judge_is_asked_about_the_prompt(models):
     assert generate(models, "something", steps=1).answers == {}
 
 
+def test_a_longer_text_is_drawn_and_the_prompt_is_judged(models):
+    longer = playground.upsampled(models, "a red star.", seed=3)
+    assert longer == playground.upsampled(models, "a red star.", seed=3) != "a red star."
+    result = generate(models, "a red star.", steps=1, written="a blue moon on snow.")
+    assert np.array_equal(result.image, generate(models, "a blue moon on snow.", steps=1).image)
+    assert list(result.answers) == ["is there a red star?", "how many objects are there?"]
+    with pytest.raises(UserError, match="no upsampler 'T6'; did you mean 'T5'"):
+        playground.upsampled(models, "a red star.", "T6")
+    with pytest.raises(UserError, match="prompt is empty"):
+        generate(models, "a red star.", written=" ")
+
+
+def test_upsamplers_are_offered_where_they_are(models, monkeypatch, tmp_path):
+    monkeypatch.setattr(playground.chat_model, "smollm2", lambda: None)
+    assert list(Models().upsamplers) == ["T5"]
+    monkeypatch.setattr(playground.chat_model, "smollm2", lambda: tmp_path / "model.gguf")
+    assert Models().upsamplers["SmolLM2"]["model"] == tmp_path / "model.gguf"
+    monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
+    assert list(Models().upsamplers) == ["SmolLM2"]
+
+
 @pytest.mark.parametrize("draw", [generate, path])
 def test_mistakes_are_said_in_one_sentence(models, draw):
     with pytest.raises(UserError, match="prompt is empty"):
@@ -276,6 +297,17 @@ def test_the_panel_uses_the_guidance_asked_for(models):
     hand.labelled("the guidance").value = False
     assert not hand.labelled("guidance").disabled
     assert "DSC 95 %, guidance 4.5" in hand.draw(arm=("dsc-95",), guidance=4.5, DDIM=1)
+
+
+def test_the_panel_draws_a_longer_text_when_asked(models, monkeypatch):
+    monkeypatch.setattr(playground, "upsampled", lambda _, p, name, seed: f"{name} {seed}, on snow")
+    hand = Hand(panel(models))
+    options = {"prompt": "a red star.", "arm": ("dsc-95",), "DDIM": 1, "seed": 4}
+    assert "Drawn: T5 4, on snow" in hand.draw(**options, **{"made longer": "T5"})
+    (picture,) = hand.pictures()
+    expected = generate(models, "T5 4, on snow", "dsc-95", seed=4, steps=1)
+    assert np.array_equal(picture[::4, ::4], expected.image)
+    assert "Drawn" not in hand.draw(**options, **{"made longer": ""})
 
 
 def test_the_panel_says_what_is_wrong_and_goes_on(models, monkeypatch):
