@@ -236,6 +236,29 @@ def gains(scores: dict[str, pd.DataFrame], kinds: Sequence[str]) -> dict[str, di
     }
 
 
+def backends(
+    networks: dict[str, tuple[UNet2DConditionModel, float]],
+    records: list[Record],
+    texts: dict[str, list[str]],
+    cfg: Parameters,
+) -> pd.DataFrame:
+    """The gain of several upsamplers' ``texts`` over the short prompt: rows "arm, upsampler".
+
+    ``networks`` are arms with their guidance. As many of the records count as all have a text for;
+    columns effect, interval, unit. Without texts, no rows.
+    """
+    count = min(map(len, texts.values()), default=0)
+    asked_for = {"short": list(map(asked, records))} | texts
+    kinds = {name: said[:count] for name, said in asked_for.items()}
+    rows: dict[str, dict] = {}
+    if count:
+        on = arm.studio(records[:count], cfg, kinds)
+        options = {"seed": cfg.seed, "steps": cfg.sampling_steps}
+        for name, (model, guidance) in networks.items():
+            rows |= gains({name: score(model, on, guidance=guidance, **options)[0]}, list(texts))
+    return pd.DataFrame(rows, ["effect", "interval", "unit"]).T
+
+
 def claims(scores: dict[str, pd.DataFrame], lost: np.ndarray) -> dict[str, dict]:
     """What the ledger claims of upsampling: an entry per claim that could be measured.
 

@@ -119,6 +119,17 @@ def test_every_kind_starts_from_the_same_noise(foundations):
     assert judged.gain(table, "again").tolist() == [0, 0, 0]
 
 
+def test_backends_are_compared_on_the_scenes_that_all_have_texts_for(foundations):
+    arms = {name: judged.network(parameters(), f"{name}-0") for name in ("dsc-95", "ssc-95")}
+    same = [r.short for r in RECORDS[:3]]
+    texts = {"parrot": same, "two words": ["red", "blue"], "long": [RECORDS[0].descriptive] * 5}
+    found = judged.backends(arms, RECORDS, texts, parameters(sampling_steps=1))
+    assert list(found.index) == [f"{arm}, {kind}" for arm in arms for kind in texts]
+    assert found.loc["dsc-95, parrot", "effect"] == 0  # the same text from the same noise
+    assert set(found.unit) == {"% points"}
+    assert judged.backends(arms, RECORDS, {}, parameters()).empty
+
+
 # ---- comparisons ---------------------------------------------------------------------------------
 
 
