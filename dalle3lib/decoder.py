@@ -130,7 +130,8 @@ class ConsistencyDecoder:
         if not self.ours:
             number = rng(seed, f"decode/{first}/{corner}").integers(2**31)
             generator = torch.Generator(self.device).manual_seed(int(number))
-            return self.network.decode(z.to(self.dtype), generator=generator).sample.float()
+            picture = self.network.decode(z.to(self.dtype), generator=generator).sample
+            return picture.float().clamp(-1, 1)
 
         def noise(step: int) -> Tensor:
             shape = 3, 8 * z.shape[2], 8 * z.shape[3]
@@ -140,9 +141,7 @@ class ConsistencyDecoder:
             ]
             return torch.stack([torch.from_numpy(d) for d in drawn]).to(self.device)
 
-        return consistency.consistency_sample(
-            self.network, z, noise, consistency.TIMES[self.steps]
-        )
+        return consistency.consistency_sample(self.network, z, noise, consistency.TIMES[self.steps])
 
 
 def check(ours: bool, steps: int, tile: int, vae) -> None:
@@ -162,7 +161,7 @@ def check(ours: bool, steps: int, tile: int, vae) -> None:
 
 
 def _released(model: str | Path) -> ConsistencyDecoderVAE:
-    """The released decoder from a directory or Hugging Face's cache; UserError if it is not here."""
+    """The released decoder from a directory or the hub's cache; UserError if it is not here."""
     try:
         return ConsistencyDecoderVAE.from_pretrained(model).eval().requires_grad_(False)
     except Exception as error:  # no network, no such folder, a damaged file: a dozen kinds

@@ -13,7 +13,24 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 from torch.nn import functional as F
 
+from dalle3lib.consistency import SIGMA_DATA
+from dalle3lib.diffusion import alpha_bar
+
+KNOWN = 0.08  # the deviation that is left to pixels once the latent is known (27.5 dB)
 SEEN, GIVEN = 7, 3  # channels: picture and latent, and the answer
+
+
+def noise_share(t: Tensor) -> Tensor:
+    """How much of the scaled noisy picture belongs in the network's answer at times t [B]: same.
+
+    The latent says nearly all of a picture, and a patch's noise has more values than the network
+    has channels: noise that had to pass through would stay in the picture. With this share added
+    outside, a network that says no more than the mean picture x gives the best linear denoiser,
+    D = (1 - w) x + w z / sqrt(a) with w = k² / (k² + s²), where k is ``KNOWN`` and s the noise.
+    """
+    s2, d2 = (1 / alpha_bar(t.double()) - 1).clamp(min=1e-8), SIGMA_DATA**2
+    w = KNOWN**2 / (KNOWN**2 + s2)
+    return ((w * (s2 + d2) - d2) / (s2 * d2).sqrt()).to(t.dtype)
 
 
 class PatchUNet2DModel(UNet2DModel):
@@ -30,7 +47,8 @@ class PatchUNet2DModel(UNet2DModel):
     def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
         """The network's answer; ``timestep`` [B] is 1024 times the time."""
         answer = super().forward(F.pixel_unshuffle(sample, self.patch), timestep).sample
-        return UNet2DOutput(sample=F.pixel_shuffle(answer, self.patch))
+        noise = noise_share(timestep.float() / 1024).view(-1, 1, 1, 1) * sample[:, :GIVEN]
+        return UNet2DOutput(sample=F.pixel_shuffle(answer, self.patch) + noise)
 
 
 def build(channels: tuple[int, ...] = (128, 128), patch: int = 8, layers: int = 1, seed: int = 0):

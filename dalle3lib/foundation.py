@@ -42,6 +42,7 @@ RECIPES = {
 ARMS = ("original-0", "ssc-95", "dsc-80", "dsc-95")  # shipped too, trained by notebook 04a
 # Shipped too, trained by notebook 08.
 SECOND_STAGE = ("vae-recipe", "unet-recipe-progressive", "unet-recipe-scratch")
+DECODERS = ("decoder-teacher", "decoder")  # shipped too, trained by notebook 07
 HALVES = (("vae", "judge"), ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip"))  # side by side
 
 
@@ -336,5 +337,5 @@ def train_all(directory: Path) -> dict[str, dict]:
 
 def manifests() -> dict[str, dict]:
     """The manifests of the shipped foundations by name, every file checked."""
-    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *SECOND_STAGE)
+    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *DECODERS, *SECOND_STAGE)
     return {name: quality.manifest(name) for name in names}

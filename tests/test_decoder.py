@@ -102,9 +102,7 @@ def test_the_samplers_end_at_what_the_network_knows(steps):
     x = draws(2, 3, 8, 8).clamp(-1, 1)
     latents, noise = draws(2, 4, 1, 1), draws(2, 3, 8, 8, seed=1)
     known = Knows(x)
-    assert torch.allclose(
-        consistency.diffusion_sample(known, latents, noise, steps), x, atol=1e-3
-    )
+    assert torch.allclose(consistency.diffusion_sample(known, latents, noise, steps), x, atol=1e-3)
     grid = consistency.TIMES.get(steps, (63, 32))
     drawn = consistency.consistency_sample(known, latents, lambda _: noise, grid)
     assert torch.allclose(drawn, x, atol=1e-3)
@@ -236,7 +234,7 @@ def test_the_released_decoder_is_called_as_diffusers_does(released):
     model = ConsistencyDecoderVAE.from_pretrained(released)
     with torch.no_grad():
         theirs = model.decode(latents, generator=torch.Generator().manual_seed(number)).sample
-    assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.allclose(mine, theirs.clamp(-1, 1), atol=1e-5)
 
 
 def test_sides_of_an_odd_number_of_latents_are_decoded_too(ours):
@@ -244,7 +242,7 @@ def test_sides_of_an_odd_number_of_latents_are_decoded_too(ours):
 
 
 def test_pictures_do_not_depend_on_how_many_are_decoded_at_once(ours):
-    latents = draws(5, 4, 2, 2)
+    latents = draws(5, 4, 4, 4)
     one, all_ = (decoder.ConsistencyDecoder(model=ours, at_once=n)(latents) for n in (1, 5))
     assert torch.allclose(one, all_, atol=1e-4)
 

@@ -121,6 +121,7 @@ def test_one_seed_gives_no_verdict(smoke):
     assert {row["chapter"] for row in rows.values() if row["run"]} == {
         "03_ssc_dsc",
         "04_caption_kind",
+        "07_consistency_decoder",
         "08_recipe",
     }
     for row in rows.values():
