@@ -46,6 +46,7 @@ ARMS = ("original-0", "ssc-95", "dsc-80", "dsc-95")  # shipped too, trained by n
 STAGES = ("vae-recipe",) + tuple(
     f"unet-recipe-{name}" for name in ("first", "progressive", "scratch", "squares")
 )
+DECODERS = ("decoder-teacher", "decoder")  # shipped too, trained by notebook 07
 HALVES = (  # side by side
     ("vae", "judge"),
     ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip", "upsampler"),
@@ -372,5 +373,5 @@ def train_all(directory: Path) -> dict[str, dict]:
 
 def manifests() -> dict[str, dict]:
     """The manifests of the shipped foundations by name, every file checked."""
-    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *STAGES)
+    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *DECODERS, *STAGES)
     return {name: quality.manifest(name) for name in names}

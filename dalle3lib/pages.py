@@ -34,7 +34,9 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample", "decoder"),
+            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample"),
+            *("consistency", "decoder_network", "decoder_training", "decoder"),
+            *("decoder_scores", "decoder_samples"),
             *("buckets", "recipe", "recipe_training", "recipe_scores"),
             *("train", "checkpoints", "parallel", "arm_processes", "randomness"),
             *("pretrained", "plan", "foundation", "quality"),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dalle3lib import UserError, chat_model, config, diffusion, paths, text, upsample, vae
 from dalle3lib import arm as arms
+from dalle3lib.decoder import ConsistencyDecoder
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.foundation import ARMS
 from dalle3lib.images import to_uint8
@@ -31,6 +32,7 @@ from dalle3lib.world import Thing, descriptive_caption, reader, scene
 from dalle3lib.world.language import article, full_phrase
 from dalle3lib.world.wording import hint, listed, questions_about
 
+DECODERS = ("VAE", "consistency")  # what turns latents into pictures
 EXAMPLE = "a large striped red circle above a small blue star, on snow."
 
 # --- from a prompt to a picture ------------------------------------------------------------------
@@ -46,6 +48,11 @@ class Models:
     def vae(self):
         """The autoencoder."""
         return vae.load(paths.foundation("vae"))
+
+    @cached_property
+    def two_steps(self) -> ConsistencyDecoder:
+        """The consistency decoder, which can take the autoencoder's place."""
+        return ConsistencyDecoder(model="world")
 
     @cached_property
     def text(self):
@@ -109,18 +116,22 @@ def generate(
     guidance: float | None = None,
     steps: int = 20,
     written: str | None = None,
+    decoder: str = DECODERS[0],
 ) -> Result:
     """Draw one picture and read it: the same for the same prompt, arm, seed and options.
 
     The starting noise depends on ``seed`` alone, so all arms (and all prompts) start alike.
     ``guidance`` None is the arm's own, chosen on development prompts; ``steps`` are of DDIM.
     ``written`` is a text to draw in the place of the prompt (``upsampled``); the instruments are
-    asked about the prompt all the same. Raises UserError for an empty prompt or text, an unknown
-    arm or less than one step.
+    asked about the prompt all the same. ``decoder`` is one of ``DECODERS``. Raises UserError for an
+    empty prompt or text, an unknown arm or decoder, or less than one step.
     """
     told = prompt if written is None else written
     network, state, scale = _prepare(models, told, arm, guidance, steps)
-    images = sample(network, models.vae, [state], seed=seed, steps=steps, guidance=scale)
+    if decoder not in DECODERS:
+        raise UserError(f"There is no decoder {decoder!r}{config.nearest(decoder, DECODERS)}")
+    decode = models.vae if decoder == DECODERS[0] else models.two_steps
+    images = sample(network, decode, [state], seed=seed, steps=steps, guidance=scale)
     asked = questions_about(prompt)
     answers = vqa.answer(*models.judge, images, asked, of=[0] * len(asked))
     score = float(clip_score.clip_scores(*models.scorer, images, [prompt])[0])
@@ -253,6 +264,7 @@ def panel(models: Models) -> widgets.VBox:
     guidance = widgets.FloatSlider(
         3, min=1, max=10, step=0.5, description="guidance", disabled=True
     )
+    decoder = widgets.Dropdown(options=DECODERS, description="decoder")
     steps = widgets.IntSlider(20, min=1, max=50, description="DDIM steps", **wide)
     seed = widgets.BoundedIntText(0, min=0, max=999_999, description="seed")
     draw = widgets.Button(description="Draw", button_style="primary")
@@ -267,7 +279,7 @@ def panel(models: Models) -> widgets.VBox:
         prompt.value = descriptive_caption(scene("dev", index), random)
 
     def show(_) -> None:
-        options = {"seed": seed.value, "steps": steps.value}
+        options = {"seed": seed.value, "steps": steps.value, "decoder": decoder.value}
         options["guidance"] = None if own.value else guidance.value
         draw.disabled, message.value, pictures.children = True, "Drawing …", ()
         try:
@@ -286,7 +298,7 @@ def panel(models: Models) -> widgets.VBox:
 
     another.on_click(suggest)
     draw.on_click(show)
-    rows = [[arm, seed, steps], [own, guidance, writer], [draw, another]]
+    rows = [[arm, seed, steps], [own, guidance], [writer, decoder], [draw, another]]
     return widgets.VBox([prompt, *map(widgets.HBox, rows), message, pictures])
 
 

@@ -237,6 +237,17 @@ def loss_curves(curves: dict[str, Sequence[float]], ylabel: str) -> Figure:
     return figure
 
 
+def curves(values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
+    """A line per name over 1, 2, 3, ..., and a dashed one at 1: ratios."""
+    figure, axis = plt.subplots(figsize=(8, 3), layout="constrained", dpi=110)
+    for (name, numbers), colour in zip(values.items(), cycle(COLOURS), strict=False):
+        axis.plot(range(1, len(numbers) + 1), numbers, color=colour, label=name)
+    axis.axhline(1, color="0.4", linestyle="--")
+    axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    _tidy(axis)
+    return figure
+
+
 def histogram(values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figure:
     """How often values fall into thirty equal bins, a colour per name; a line marks each mean."""
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained", dpi=110)

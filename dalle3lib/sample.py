@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from dalle3lib import UserError, diffusion, text
+from dalle3lib.decoder import ConsistencyDecoder
 from dalle3lib.images import to_uint8
 from dalle3lib.randomness import rng
 from dalle3lib.vae import at_once
@@ -23,9 +24,8 @@ def start_noise(seed: int, rows: Sequence[int], shape: tuple[int, ...]) -> Tenso
 
 
 @torch.no_grad()
-def sample(
+def draw_latents(
     unet: UNet2DConditionModel,
-    vae: AutoencoderKL,
     states: Sequence[Tensor],
     *,
     seed: int,
@@ -34,13 +34,10 @@ def sample(
     batch: int = 64,
     dtype: torch.dtype = torch.float32,
     size: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """One picture for each prompt's states [L, d]: uint8 [N, H, W, 3].
+) -> Tensor:
+    """One latent [4, h, w] of unit variance for each prompt's states [L, d]: [N, 4, h, w].
 
-    ``steps`` DDIM steps with classifier-free guidance of scale ``guidance``, on the device where
-    the U-Net is. With ``dtype`` bfloat16 the U-Net multiplies matrices in that precision. ``size``
-    is the height and width of the latents where they are not the square that the network is built
-    for.
+    Arguments are those of ``sample``, which decodes them.
     """
     wanted, given = unet.config.cross_attention_dim, states[0].shape[1]
     if wanted != given:
@@ -51,13 +48,33 @@ def sample(
     unet.eval()
     device = unet.device
     height, width = size or (unet.config.sample_size, unet.config.sample_size)
-    pictures = []
+    drawn = []
     for first in range(0, len(states), batch):
         rows = range(first, min(first + batch, len(states)))
         noise = start_noise(seed, rows, (unet.config.in_channels, height, width))
         told = diffusion.guided(unet, *text.pad([states[i] for i in rows], device), guidance)
         with diffusion.autocast(device, dtype):
-            latents = diffusion.ddim(told, noise.to(device), steps) / vae.config.scaling_factor
-        for part in latents.split(at_once(batch, max(height, width))):
-            pictures.append(to_uint8(vae.decode(part.float()).sample))
-    return np.concatenate(pictures)
+            drawn.append(diffusion.ddim(told, noise.to(device), steps))
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def sample(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL | ConsistencyDecoder,
+    states: Sequence[Tensor],
+    *,
+    batch: int = 64,
+    **options,
+) -> np.ndarray:
+    """One picture for each prompt's states [L, d]: uint8 [N, H, W, 3].
+
+    ``vae`` decodes: an autoencoder, or a ``decoder.ConsistencyDecoder`` of the same latents.
+    ``options`` are those of ``draw_latents``: ``seed``, the ``steps`` of DDIM, the ``guidance``
+    scale of classifier-free guidance, on the device where the U-Net is. With ``dtype`` bfloat16
+    the U-Net multiplies matrices in that precision. ``size`` is the height and width of the latents
+    where they are not the square that the network is built for.
+    """
+    latents = draw_latents(unet, states, batch=batch, **options) / vae.config.scaling_factor
+    parts = latents.split(at_once(batch, max(latents.shape[2:])))
+    return np.concatenate([to_uint8(vae.decode(part.float()).sample) for part in parts])

@@ -98,7 +98,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch  # here and below, because most tests need none of the models
 
-    from dalle3lib import arm, captioner, foundation, quality, text, unet, vae
+    from dalle3lib import arm, captioner, decoder_network, foundation, quality, text, unet, vae
     from dalle3lib.captions import by_kind
     from dalle3lib.evals import clip_score, vqa
     from dalle3lib.world import scene
@@ -119,12 +119,15 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **{f"coca-{kind}": {"nats_per_token": 6.2} for kind in ("base", "ssc", "dsc")},
         **{f"unet-{name}": {"guidance": 2.0} for name in foundation.ARMS},
         **{name: {"guidance": 2.0} for name in foundation.STAGES},
+        **{name: {"psnr": 5.0} for name in foundation.DECODERS},
     }
     started = quality.clock()
     for seed, (name, measured) in enumerate(qualities.items()):
         torch.manual_seed(seed)
         if name.startswith("vae"):
             vae.build((16, 32)).half().save_pretrained(root / name)
+        elif name in foundation.DECODERS:
+            decoder_network.build((16, 16), seed=seed).half().save_pretrained(root / name)
         elif name == "t5":
             text.T5EncoderModel(text.build(len(reader)).config).half().save_pretrained(root / name)
             reader.save_pretrained(root / name)

@@ -1,0 +1,96 @@
+"""The consistency decoder at work: on an arm's own latents; what it costs in time and memory."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from dalle3lib import arm, decoder_scores, paths, pretrained, text, vae
+from dalle3lib.config import Parameters
+from dalle3lib.decoder import ConsistencyDecoder
+from dalle3lib.decoder_scores import decode, decoders
+from dalle3lib.images import to_tensor
+from dalle3lib.quality import facts_read, held_out
+from dalle3lib.sample import draw_latents
+from dalle3lib.world import Scene
+from dalle3lib.world.render import render
+
+PLAIN, TWO = "VAE decoder", "consistency, 2 steps"
+
+
+def both_ways(
+    count: int, student: nn.Module, *, seed: int, steps: int, name: str = "dsc-95"
+) -> tuple[dict[str, np.ndarray], dict[str, pd.DataFrame]]:
+    """An arm's latents for ``count`` held-out descriptive prompts, decoded by both decoders.
+
+    Returns the pictures uint8 [N, 64, 64, 3] of each, and which share of each prompt's facts the
+    reader finds in them. Prompts with a printed word come first.
+    """
+    records = sorted(held_out(8 * count), key=lambda r: r.facts["word"] is None)[:count]
+    unet, guidance = arm.load(name)
+    states = text.encode(*text.load(paths.foundation("t5")), [r.descriptive for r in records])
+    latents = draw_latents(unet, states, seed=seed, steps=steps, guidance=guidance)
+    autoencoder = vae.load(paths.foundation("vae"))
+    ways = decoders(autoencoder, student, student)
+    pictures = {way: decode(latents, ways[way]) for way in (PLAIN, TWO)}
+    found = {way: facts_read(images, records) for way, images in pictures.items()}
+    for table in found.values():
+        if "word" not in table:
+            table["word"] = np.nan
+    return pictures, found
+
+
+def cost(latents: Tensor, ways: dict[str, Callable]) -> pd.DataFrame:
+    """Milliseconds a picture, and the memory taken at the peak, of each way: rows by name.
+
+    "time" and "memory" are ratios to the VAE's decoder. Memory is the sum of what torch has
+    allocated beyond the weights and the latents (its profiler's running total).
+    """
+    rows = {}
+    for name, how in ways.items():
+        noise = lambda step: decoder_scores.start(len(latents), step)  # noqa: E731
+        how(latents, noise)
+        start = time.process_time()
+        how(latents, noise)
+        spent = time.process_time() - start
+        rows[name] = {"ms a picture": 1000 * spent / len(latents), "peak MiB": peak(how, latents)}
+    table = pd.DataFrame(rows).T
+    for column, ratio in {"ms a picture": "time", "peak MiB": "memory"}.items():
+        table[ratio] = table[column] / table.loc[PLAIN, column]
+    return table
+
+
+@torch.no_grad()
+def peak(how: Callable, latents: Tensor) -> float:
+    """The most memory in MiB that torch holds at once while ``how`` decodes latents."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        how(latents, lambda step: decoder_scores.start(len(latents), step))
+    held = most = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most / 2**20
+
+
+@torch.no_grad()
+def released(scenes: Sequence[Scene], cfg: Parameters) -> pd.DataFrame:
+    """PSNR in dB of scenes drawn at 256 pixels through a public autoencoder, decoded both ways.
+
+    ``cfg`` names the autoencoder (``vae``), the ``decoder`` and the ``device``. UserError if the
+    autoencoder's latents are of another family than Stable Diffusion's.
+    """
+    device = pretrained.device(cfg)
+    autoencoder = vae.load(pretrained.directory("vae", cfg.vae)).to(device)
+    decode_two = ConsistencyDecoder(device, cfg.decoder, vae=autoencoder, at_once=1)
+    true = to_tensor(np.stack([render(spec, scale=4) for spec in scenes]))
+    rows = []
+    for picture in true.split(1):
+        z = autoencoder.encode(picture.to(device)).latent_dist.mean
+        ways = {PLAIN: autoencoder.decode(z).sample, TWO: decode_two(z)}
+        rows.append({name: vae.psnr(x.cpu(), picture).item() for name, x in ways.items()})
+    return pd.DataFrame(rows)
