@@ -302,12 +302,12 @@ def times_command(options: argparse.Namespace) -> None:
     from dalle3lib import pages
 
     done = [state for state in pages.run_states(_root(options)) if state.manifest]
-    print(f"\n{'Stage':<20}{'Run':<22}{'Wall':>12}{'CPU':>14}{'Peak memory':>14}")
+    print(f"\n{'Stage':<24}{'Run':<22}{'Wall':>12}{'CPU':>14}{'Peak memory':>14}")
     for state in done:
         made = state.manifest
         wall, cpu = pages.duration(made["wall_seconds"]), pages.duration(made["cpu_seconds"])
         peak = f"{made['peak_memory_bytes'] / 2**20:,.0f} MiB"
-        print(f"{state.notebook:<20}{state.run:<22}{wall:>12}{cpu:>14}{peak:>14}")
+        print(f"{state.notebook:<24}{state.run:<22}{wall:>12}{cpu:>14}{peak:>14}")
     total = (sum(s.manifest[f"{kind}_seconds"] for s in done) for kind in ("wall", "cpu"))
     wall, cpu = map(pages.duration, total)
     print(f"{'Sum (two at a time)':<42}{wall:>12}{cpu:>14}\n", flush=True)

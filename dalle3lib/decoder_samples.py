@@ -1,5 +1,6 @@
 """The consistency decoder at work: on an arm's own latents; what it costs in time and memory."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,7 @@ def cost(latents: Tensor, ways: dict[str, Callable]) -> pd.DataFrame:
 @torch.no_grad()
 def peak(how: Callable, latents: Tensor) -> float:
     """The most memory in MiB that torch holds at once while ``how`` decodes latents."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler's messages fill the chapter
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         how(latents, lambda step: decoder_scores.start(len(latents), step))
     held = most = 0

@@ -5,13 +5,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import ConsistencyDecoderVAE
+from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dalle3lib import UserError, consistency, decoder, decoder_network, decoder_scores
+from dalle3lib import (
+    UserError,
+    consistency,
+    decoder,
+    decoder_network,
+    decoder_samples,
+    decoder_scores,
+    plan,
+)
 from dalle3lib import decoder_training as training
+from dalle3lib.config import Parameters
 from dalle3lib.diffusion import add_noise, alpha_bar
 from dalle3lib.randomness import rng
 from dalle3lib.world import Scene, Thing
@@ -345,3 +354,31 @@ def test_the_gap_closed_is_a_share_and_nothing_where_there_is_no_gap():
     assert np.isnan(decoder_scores.gap_closed(summary, "mine", "words"))
     effect = decoder_scores.effect(tables, "mine", "VAE decoder", ["letter pixels"])
     assert effect["effect"] == pytest.approx(10)
+
+
+# ---- at work -------------------------------------------------------------------------------------
+
+
+def test_the_peak_is_what_is_held_at_once_not_what_was_taken_in_all():
+    def how(z, noise):
+        for _ in range(3):
+            held = torch.zeros(2**20)  # 4 MiB, freed before the next
+            del held
+
+    assert decoder_samples.peak(how, draws(1, 4, 8, 8)) == pytest.approx(4, abs=0.3)
+
+
+def test_public_latents_are_decoded_both_ways_and_those_of_sdxl_refused(released, tmp_path):
+    torch.manual_seed(0)
+    family = plan.SD_VAE | {"block_out_channels": (32, 32, 32, 32)}
+    for name, scale in {"sd": 0.18215, "sdxl": 0.13025}.items():
+        AutoencoderKL(**family | {"scaling_factor": scale}).save_pretrained(tmp_path / name)
+
+    def through(name):
+        values = {"vae": str(tmp_path / name), "decoder": str(released), "device": "cpu"}
+        return decoder_samples.released([SCENE], Parameters("", "", values))
+
+    table = through("sd")
+    assert table.shape == (1, 2) and np.isfinite(table.to_numpy()).all()
+    with pytest.raises(UserError, match="SDXL"):
+        through("sdxl")

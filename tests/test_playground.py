@@ -64,6 +64,9 @@ def test_a_picture_depends_on_prompt_arm_and_seed_alone(models):
         assert not np.array_equal(first.image, other.image)
     assert [first.guidance, others[-1].guidance] == [2.0, 9.0]
     assert np.array_equal(draw(guidance=2.0).image, first.image)
+    assert not np.array_equal(draw(decoder="consistency").image, first.image)
+    with pytest.raises(UserError, match="no decoder 'vea'"):
+        draw(decoder="vea")
 
 
 def test_all_arms_start_from_the_same_noise(models, monkeypatch):
