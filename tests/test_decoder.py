@@ -162,7 +162,7 @@ SETTING = {"seed": 0, "batch": 4, "lr": 1e-3}
 
 def test_teacher_and_student_learn(data, tmp_path):
     teacher, _ = training.train_teacher(
-        data, tmp_path / "t", steps=25, channels=(16, 16), **SETTING
+        data, tmp_path / "t", steps=80, channels=(16, 16), **SETTING
     )
     before = decoder_network.build((16, 16), seed=SETTING["seed"])
 
