@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dalle3lib import UserError, consistency, decoder_network, paths
+from dalle3lib import UserError, consistency, decoder_network, paths, pretrained
 from dalle3lib.images import centre_square, to_rgb, to_tensor, to_uint8
 from dalle3lib.randomness import rng
 
-RELEASED = "openai/consistency-decoder"  # 2.5 GB
+RELEASED = "openai/consistency-decoder"  # its revision and size: pretrained.MODELS
 SD_SCALE = 0.18215  # the scaling factor of the only public latents that the released one knows
 OVERLAP = 4  # latents that neighbouring tiles share, blended into each other
 
@@ -161,14 +161,16 @@ def check(ours: bool, steps: int, tile: int, vae) -> None:
 
 
 def _released(model: str | Path) -> ConsistencyDecoderVAE:
-    """The released decoder from a directory or the hub's cache; UserError if it is not here."""
+    """The released decoder from a directory or at its fixed revision from the hub (or its cache).
+
+    UserError, with the command that fetches it, if it is not here, and if it is damaged.
+    """
+    place = pretrained.directory("decoder", str(model))
     try:
-        return ConsistencyDecoderVAE.from_pretrained(model).eval().requires_grad_(False)
-    except Exception as error:  # no network, no such folder, a damaged file: a dozen kinds
-        raise UserError(
-            f"The decoder {model} cannot be loaded ({' '.join(str(error).split())[:200]}): where "
-            f"there is a network, run `hf download {RELEASED}`, or give its directory."
-        ) from error
+        return ConsistencyDecoderVAE.from_pretrained(place).eval().requires_grad_(False)
+    except Exception as error:  # diffusers and safetensors raise a dozen kinds
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"The decoder in {place} cannot be loaded ({said}).") from error
 
 
 def spans(length: int, tile: int) -> list[tuple[int, int]]:

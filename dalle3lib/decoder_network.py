@@ -8,7 +8,7 @@ convolutions are slow on a CPU.
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,8 +23,8 @@ SEEN, GIVEN = 7, 3  # channels: picture and latent, and the answer
 def noise_share(t: Tensor) -> Tensor:
     """How much of the scaled noisy picture belongs in the network's answer at times t [B]: same.
 
-    The latent says nearly all of a picture, and a patch's noise has more values than the network
-    has channels: noise that had to pass through would stay in the picture. With this share added
+    The latent says nearly all of a picture, so what remains for the network is to take noise out
+    again exactly, and that must not have to pass through all its layers. With this share added
     outside, a network that says no more than the mean picture x gives the best linear denoiser,
     D = (1 - w) x + w z / sqrt(a) with w = k² / (k² + s²), where k is ``KNOWN`` and s the noise.
     """
@@ -51,7 +51,7 @@ class PatchUNet2DModel(UNet2DModel):
         return UNet2DOutput(sample=F.pixel_shuffle(answer, self.patch) + noise)
 
 
-def build(channels: tuple[int, ...] = (128, 128), patch: int = 8, layers: int = 1, seed: int = 0):
+def build(channels: tuple[int, ...] = (64, 128), patch: int = 4, layers: int = 1, seed: int = 0):
     """An untrained network; ``channels`` at H / patch, H / (2 patch), ...; multiples of 16."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -67,6 +67,34 @@ def build(channels: tuple[int, ...] = (128, 128), patch: int = 8, layers: int = 
             resnet_time_scale_shift="scale_shift",
             add_attention=False,
         )
+
+
+@torch.no_grad()
+def start_from(autoencoder: AutoencoderKL, model: PatchUNet2DModel) -> PatchUNet2DModel:
+    """Give the network what an autoencoder's decoder has learned; returns ``model``, changed.
+
+    Middle, way up and output of both are built alike. Where the U-Net also reads what it kept on
+    its way down, the decoder's weights go to the channels that come first, those from below, and
+    the others start at a tenth. A block without a shortcut passes its input on: so do these.
+    At first the time changes nothing, and the answer is the decoder's over ``SIGMA_DATA``, as the
+    frame multiplies it where all is noise.
+    """
+    own, given = model.state_dict(), autoencoder.decoder.state_dict()
+    for name, weights in own.items():
+        if "time_emb_proj" in name and not name.startswith("down"):
+            weights.zero_()
+        elif "conv_shortcut" in name and name.startswith("up") and name not in given:
+            weights.zero_()
+            if weights.dim() == 4:
+                weights[:, : len(weights), 0, 0] = torch.eye(len(weights))
+        elif name in given and not name.startswith("conv_in"):
+            first = tuple(slice(n) for n in given[name].shape)
+            if weights.dim() == 4:
+                weights *= 0.1
+            weights[first] = given[name]
+    model.conv_out.weight /= SIGMA_DATA
+    model.conv_out.bias /= SIGMA_DATA
+    return model
 
 
 def load(directory: Path) -> PatchUNet2DModel:

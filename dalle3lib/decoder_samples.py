@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from dalle3lib import arm, decoder_scores, paths, pretrained, text, vae
+from dalle3lib import UserError, arm, decoder_scores, paths, pretrained, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.decoder import ConsistencyDecoder
 from dalle3lib.decoder_scores import decode, decoders
@@ -80,9 +80,11 @@ def peak(how: Callable, latents: Tensor) -> float:
 
 
 @torch.no_grad()
-def released(scenes: Sequence[Scene], cfg: Parameters) -> pd.DataFrame:
-    """PSNR in dB of scenes drawn at 256 pixels through a public autoencoder, decoded both ways.
+def released(scenes: Sequence[Scene], cfg: Parameters, net: str = "alex") -> pd.DataFrame:
+    """Scenes drawn at 256 pixels through a public autoencoder, decoded both ways: a row each.
 
+    Columns are pairs (measure, decoder): "PSNR (dB)", and "LPIPS", less being nearer, by the trunk
+    ``net`` of ``lpips``.
     ``cfg`` names the autoencoder (``vae``), the ``decoder`` and the ``device``. UserError if the
     autoencoder's latents are of another family than Stable Diffusion's.
     """
@@ -94,5 +96,27 @@ def released(scenes: Sequence[Scene], cfg: Parameters) -> pd.DataFrame:
     for picture in true.split(1):
         z = autoencoder.encode(picture.to(device)).latent_dist.mean
         ways = {PLAIN: autoencoder.decode(z).sample, TWO: decode_two(z)}
-        rows.append({name: vae.psnr(x.cpu(), picture).item() for name, x in ways.items()})
+        row = {("PSNR (dB)", n): vae.psnr(x.cpu(), picture).item() for n, x in ways.items()}
+        apart = {("LPIPS", n): lpips(x.cpu(), picture, net).item() for n, x in ways.items()}
+        rows.append(row | apart)
     return pd.DataFrame(rows)
+
+
+def lpips(pictures: Tensor, true: Tensor, net: str = "alex") -> Tensor:
+    """LPIPS (Zhang et al. 2018) of pictures [B, 3, H, W] in [-1, 1] to the true ones: [B], >= 0.
+
+    By torchmetrics, with torchvision's trunk ``net``: "alex", "vgg" or "squeeze". Raises UserError
+    where either is missing.
+    """
+    try:
+        from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+    except ImportError:
+        raise UserError("LPIPS is computed by torchmetrics: pip install torchmetrics.") from None
+    ours = [x.clamp(-1, 1) for x in (pictures, true)]
+    try:
+        return learned_perceptual_image_patch_similarity(*ours, net_type=net, reduction="none")
+    except OSError as error:  # the trunk's weights cannot be fetched
+        raise UserError(
+            f"LPIPS needs torchvision's weights of {net} ({error}): run once where there is a "
+            "network, and copy ~/.cache/torch (or set TORCH_HOME) if that is another machine."
+        ) from error

@@ -31,9 +31,8 @@ from dalle3lib.train import train, update_ema
 from dalle3lib.world.render import render
 
 # How decoders are trained for the book: scenes of the foundation split (the autoencoder's own).
-# The teacher now shipped was trained in two stages by hand, which its manifest describes.
-TEACHER = {"seed": 0, "scenes": 30_000, "steps": 6000, "batch": 16, "lr": 1.2e-3}
-STUDENT = {"seed": 0, "scenes": 30_000, "steps": 800, "batch": 16, "lr": 4e-4}
+TEACHER = {"seed": 0, "scenes": 60_000, "steps": 20_000, "batch": 16, "lr": 1.2e-3}
+STUDENT = {"seed": 0, "scenes": 60_000, "steps": 2000, "batch": 16, "lr": 4e-4}
 LATENT_NOISE = 0.3  # greatest deviation of the noise on half of the latents, theirs being 1
 TARGET_DECAY = 0.95  # of the EMA target (Song et al. 2023, appendix C)
 
@@ -117,13 +116,27 @@ def student_loss(
 
 
 def train_teacher(
-    data: Pairs, directory: Path, *, seed: int, steps: int, batch: int, lr: float, **network
+    data: Pairs,
+    directory: Path,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
+    autoencoder: AutoencoderKL | None = None,
+    **network,
 ) -> tuple[nn.Module, dict[str, list[float]]]:
-    """Train a teacher from scratch; return (averaged weights, log). Resumes from ``directory``.
+    """Train a teacher; return (averaged weights, log). Resumes from ``directory``.
 
+    It starts from the decoder of ``autoencoder`` (``decoder_network.start_from``), or from nothing.
     ``network`` are options of ``decoder_network.build``.
     """
-    model = decoder_network.build(seed=seed, **network).to(memory_format=torch.channels_last)
+    if autoencoder is not None:
+        network = {"channels": tuple(autoencoder.config.block_out_channels), **network}
+    model = decoder_network.build(seed=seed, **network)
+    if autoencoder is not None:
+        decoder_network.start_from(autoencoder, model)
+    model = model.to(memory_format=torch.channels_last)
     log = train(
         model,
         teacher_loss(model, data, seed=seed, batch=batch),
@@ -206,8 +219,8 @@ def train_again(directory: Path) -> dict[str, dict]:
     goes on where it stopped.
     """
     work, started, lesson = directory / "checkpoints", quality.clock(), dict(TEACHER)
-    data = pictures(lesson.pop("scenes"))
-    teacher, _ = train_teacher(data, work / "decoder-teacher", **lesson)
+    data, autoencoder = pictures(lesson.pop("scenes")), vae.load(paths.foundation("vae"))
+    teacher, _ = train_teacher(data, work / "decoder-teacher", autoencoder=autoencoder, **lesson)
     save(teacher, directory / "decoder-teacher", started, TEACHER, "teacher, 16 steps")
     started, lesson = quality.clock(), {k: v for k, v in STUDENT.items() if k != "scenes"}
     student, _ = train_student(teacher, teacher, data, work / "decoder", **lesson)

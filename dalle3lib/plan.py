@@ -223,7 +223,8 @@ def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None
     arms = len(arm_names(cfg))
     lines = [f"Preset {cfg.preset}: {arms} arms on {cfg.device}, data {cfg.data}", "", "Models"]
     named = {model.name for model in pretrained.MODELS}
-    for role, name in pretrained.chosen(cfg).items():
+    decoder = config.from_preset("07_consistency_decoder", preset=cfg.preset, data="world").decoder
+    for role, name in {**pretrained.chosen(cfg), "decoder": decoder}.items():
         if name in named:
             model = pretrained.find(role, name)
             here = "to download" if pretrained.missing(model) else "here"

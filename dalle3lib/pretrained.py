@@ -86,6 +86,14 @@ MODELS = (
         2_554_000_000,
         "MIT",
     ),
+    Model(
+        "decoder",
+        "openai/consistency-decoder",
+        "63b7a48896d92b6f56772f4111d0860b1bee3dd3",
+        ("config.json", "diffusion_pytorch_model.safetensors"),
+        2_490_000_000,
+        "MIT",
+    ),
 )
 
 

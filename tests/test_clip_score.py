@@ -1,6 +1,7 @@
 """The CLIP score: 100 times the cosine, texts cut at their end, the loss, bad files."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -79,6 +80,76 @@ def test_scores_do_not_depend_on_the_batch_or_on_neighbours(scorer):
     assert torch.allclose(clip_score.text_features(*scorer, TEXTS, batch=5), words, atol=1e-5)
     backwards = clip_score.clip_scores(*scorer, IMAGES[::-1], TEXTS[::-1])
     assert np.allclose(backwards[::-1], clip_score.clip_scores(*scorer, IMAGES, TEXTS), atol=1e-3)
+
+
+def test_hessel_s_variant_is_another_number(scorer, monkeypatch):
+    prefixed = clip_score.clip_scores(*scorer, IMAGES, [f"A photo depicts {t}" for t in TEXTS])
+    found = clip_score.clip_scores(*scorer, IMAGES, TEXTS, "hessel")
+    assert np.allclose(found, 2.5 * np.maximum(0, prefixed / 100))
+    opposite = Given(torch.eye(2), -torch.eye(2), 1.0)  # cosine -1 is 0 there, -100 here
+    monkeypatch.setattr(clip_score, "image_features", lambda m, _: m.image)
+    monkeypatch.setattr(clip_score, "text_features", lambda m, *_: m.words)
+    for variant, value in {"paper": -100, "hessel": 0}.items():
+        scores = clip_score.clip_scores(opposite, None, IMAGES[:2], TEXTS[:2], variant)
+        assert scores.tolist() == [value, value]
+    with pytest.raises(UserError, match="choose paper or hessel"):
+        clip_score.clip_scores(*scorer, IMAGES, TEXTS, "glide")
+
+
+class AsTorchmetricsTakesIt:
+    """A scorer behind the two interfaces that torchmetrics calls: model and processor."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.config = SimpleNamespace(
+            text_config=SimpleNamespace(max_position_embeddings=model.context_length)
+        )
+
+    def __call__(self, text=None, images=None, **_):
+        if text is None:
+            array = np.stack([image.permute(1, 2, 0).numpy() for image in images])
+            return {"pixel_values": captioner.pixels(self.model, array)}
+        tokens = self.tokenizer(list(text), context_length=200)
+        tokens = tokens[:, : int((tokens != 0).sum(1).max())]
+        return {"input_ids": tokens, "attention_mask": (tokens != 0).long()}
+
+    def to(self, _):
+        return self
+
+    def get_image_features(self, pixel_values):
+        return self.model.encode_image(pixel_values)
+
+    def get_text_features(self, input_ids, _):
+        short = self.model.context_length - input_ids.shape[1]
+        return self.model.encode_text(F.pad(input_ids, (0, short)))
+
+
+def test_scores_are_those_of_torchmetrics_where_captions_fit(scorer):
+    reference = pytest.importorskip("torchmetrics.functional.multimodal.clip_score")
+    adapter = AsTorchmetricsTakesIt(*scorer)
+
+    def theirs(images, texts):
+        pictures = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+        return reference._clip_score_update(pictures, texts, adapter, adapter)[0].numpy()
+
+    short = [" ".join(t.split()[:6]) for t in TEXTS]
+    assert not clip_score.truncated(*scorer, short).any()
+    mine = clip_score.clip_scores(*scorer, IMAGES, short)
+    assert np.allclose(mine, theirs(IMAGES, short), atol=1e-4)
+    one = np.repeat(IMAGES[:1], 2, axis=0)  # theirs loses the end token of what it cuts, mine not
+    long = ["red circle " * 60, "red circle " * 59 + "blue star"]
+    kept = ["red circle " * 60, "red circle " * 15 + "blue star " * 45]
+    assert not np.allclose(*clip_score.clip_scores(*scorer, one, kept), atol=1e-4)
+    assert not np.allclose(clip_score.clip_scores(*scorer, one, long), theirs(one, long), atol=1e-4)
+
+
+def test_a_row_for_each_image_with_its_reason(scorer):
+    texts = [TEXTS[0], "red circle " * 60]
+    table = clip_score.score_images(*scorer, IMAGES[:2], texts, seed=4)
+    assert list(table) == ["prompt", "seed", "image", "score", "reason"]
+    assert table.score.tolist() == pytest.approx(clip_score.clip_scores(*scorer, IMAGES[:2], texts))
+    assert table.seed.tolist() == [4, 4] and table.image.tolist() == [0, 1]
+    assert "cut" not in table.reason[0] and "cut" in table.reason[1]
 
 
 def test_long_texts_are_cut_and_keep_their_end(scorer):

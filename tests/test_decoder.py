@@ -1,10 +1,14 @@
 """The consistency decoder: method, network, training, drop-in, measures."""
 
+import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import torchvision
 from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +21,10 @@ from dalle3lib import (
     decoder_network,
     decoder_samples,
     decoder_scores,
+    paths,
     plan,
+    pretrained,
+    vae,
 )
 from dalle3lib import decoder_training as training
 from dalle3lib.config import Parameters
@@ -164,7 +171,7 @@ def test_teacher_and_student_learn(data, tmp_path):
     teacher, _ = training.train_teacher(
         data, tmp_path / "t", steps=80, channels=(16, 16), **SETTING
     )
-    before = decoder_network.build((16, 16), seed=SETTING["seed"])
+    before = decoder_network.build((16, 16), patch=4, seed=SETTING["seed"])
 
     @torch.no_grad()
     def error(model):  # on the same pictures, noise and times, none of them the training's
@@ -177,6 +184,34 @@ def test_teacher_and_student_learn(data, tmp_path):
     )
     moved = zip(student.parameters(), teacher.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in moved) and np.isfinite(log["loss"]).all()
+
+
+def test_a_network_starts_from_an_autoencoder_s_decoder():
+    source = vae.build((32, 64))
+    model = decoder_network.start_from(source, decoder_network.build((32, 64)))
+    ours, theirs = model.up_blocks[0].resnets[0], source.decoder.up_blocks[0].resnets[0]
+    x, skipped = draws(2, 64, 8, 8), draws(2, 64, 8, 8, seed=1)
+    assert torch.allclose(ours.conv_shortcut(torch.cat([x, skipped], 1)), x, atol=1e-6)
+    assert torch.equal(ours.conv1.weight[:, :64], theirs.conv1.weight)
+    assert ours.conv1.weight[:, 64:].abs().mean() < 0.2 * ours.conv1.weight[:, :64].abs().mean()
+    times = draws(2, 128)
+    both = torch.cat([x, skipped], 1)
+    assert torch.allclose(ours(both, times), ours(both, 0 * times), atol=1e-6)
+    assert torch.allclose(
+        consistency.SIGMA_DATA * model.conv_out.weight, source.decoder.conv_out.weight
+    )
+
+
+def test_such_a_start_is_an_advantage(tmp_path):
+    source, data, error = vae.load(paths.foundation("vae")), training.pictures(24), {}
+    for name, start in {"from": source, "without": None}.items():
+        model, _ = training.train_teacher(
+            data, tmp_path / name, steps=30, autoencoder=start, **SETTING
+        )
+        with torch.no_grad():
+            at = training.teacher_loss(model, data, seed=1, batch=8)
+            error[name] = np.mean([at(step)["loss"].item() for step in range(4)])
+    assert error["from"] < error["without"]
 
 
 @pytest.mark.parametrize("taught", [True, False])
@@ -290,8 +325,11 @@ def test_what_it_cannot_do_is_said(ours, tmp_path):
         decoder.ConsistencyDecoder(model=ours, steps=3)
     with pytest.raises(UserError, match="Tiles have an even side of more than 8"):
         decoder.ConsistencyDecoder(model=ours, tile=8)
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="no model .*nowhere"):
         decoder.ConsistencyDecoder(model=tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        decoder.ConsistencyDecoder(model=tmp_path)
     with pytest.raises(UserError, match=r"\[B, 4, h, w\]"):
         decoder.ConsistencyDecoder(model=ours)(draws(1, 3, 4, 4))
 
@@ -375,7 +413,44 @@ def test_the_peak_is_what_is_held_at_once_not_what_was_taken_in_all():
     assert decoder_samples.peak(how, draws(1, 4, 8, 8)) == pytest.approx(4, abs=0.3)
 
 
-def test_public_latents_are_decoded_both_ways_and_those_of_sdxl_refused(released, tmp_path):
+@pytest.fixture
+def trunk(tmp_path, monkeypatch):
+    """LPIPS's smallest trunk with random weights, where torchvision looks for the downloaded."""
+    pytest.importorskip("torchmetrics")
+    place = tmp_path / "torch" / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    name = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), place / name)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return "squeeze"
+
+
+def test_lpips_is_nil_for_the_same_picture_and_grows_with_the_difference(trunk):
+    true = draws(2, 3, 64, 64).clamp(-1, 1)
+    near, far = (true + amount * draws(2, 3, 64, 64, seed=1) for amount in (0.1, 1.0))
+    found = [decoder_samples.lpips(x, true, trunk) for x in (true, near, far)]
+    assert found[0].shape == (2,) and found[0].abs().max() < 1e-6
+    assert (found[0] < found[1]).all() and (found[1] < found[2]).all()
+
+
+def test_lpips_without_its_weights_says_what_to_do(tmp_path, monkeypatch):
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", Mock(side_effect=OSError("no network")))
+    with pytest.raises(UserError, match="weights of squeeze .*no network"):
+        decoder_samples.lpips(draws(1, 3, 64, 64), draws(1, 3, 64, 64), "squeeze")
+
+
+def test_the_released_decoder_is_pinned_and_its_absence_explained(monkeypatch):
+    model = pretrained.find("decoder", decoder.RELEASED)
+    assert re.fullmatch(r"[0-9a-f]{40}", model.revision)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=OSError("offline")))
+    with pytest.raises(UserError, match=f"hf download {decoder.RELEASED}.*{model.revision}"):
+        decoder.ConsistencyDecoder()
+
+
+def test_public_latents_are_decoded_both_ways_and_those_of_sdxl_refused(released, trunk, tmp_path):
     torch.manual_seed(0)
     family = plan.SD_VAE | {"block_out_channels": (32, 32, 32, 32)}
     for name, scale in {"sd": 0.18215, "sdxl": 0.13025}.items():
@@ -383,9 +458,11 @@ def test_public_latents_are_decoded_both_ways_and_those_of_sdxl_refused(released
 
     def through(name):
         values = {"vae": str(tmp_path / name), "decoder": str(released), "device": "cpu"}
-        return decoder_samples.released([SCENE], Parameters("", "", values))
+        return decoder_samples.released([SCENE], Parameters("", "", values), trunk)
 
     table = through("sd")
-    assert table.shape == (1, 2) and np.isfinite(table.to_numpy()).all()
+    assert {name for _, name in table} == {"VAE decoder", "consistency, 2 steps"}
+    assert {name for name, _ in table} == {"PSNR (dB)", "LPIPS"}
+    assert table.shape == (1, 4) and np.isfinite(table.to_numpy()).all()
     with pytest.raises(UserError, match="SDXL"):
         through("sdxl")

@@ -30,7 +30,7 @@ def hub(tmp_path, monkeypatch) -> Path:
 
 
 def test_every_model_is_pinned_to_a_commit():
-    assert {m.role for m in pretrained.MODELS} == {*pretrained.ROLES, "coca"}
+    assert {m.role for m in pretrained.MODELS} == {*pretrained.ROLES, "coca", "decoder"}
     for model in pretrained.MODELS:
         assert re.fullmatch("[0-9a-f]{40}", model.revision) and model.size > 10**8
         words = shlex.split(model.command())

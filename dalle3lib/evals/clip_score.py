@@ -1,7 +1,8 @@
 """CLIP score: how well an image fits a text (paper §3.3; Radford et al. 2021).
 
-The paper's variant is plain: 100 times the cosine of the image's and the text's features, with
-neither Hessel et al.'s (2021) weight of 2.5 nor their prefix "A photo depicts".
+The paper's variant is plain: 100 times the cosine of the image's and the text's features. Hessel
+et al. (2021), whom it cites, have a weight of 2.5, no negative values, and the prefix "A photo
+depicts". Numbers of one never compare with the other's, so tables say which they hold.
 """
 
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ WORLD_CLIP = {
         "hf_tokenizer_name": "dalle3lib-world",
     },
 }
+
+
+PREFIX = "A photo depicts "  # of Hessel et al., for which the text's own beginning may be small
 
 
 def build(tokenizer, seed: int) -> open_clip.CLIP:
@@ -115,15 +119,48 @@ def truncated(model: torch.nn.Module, tokenizer, texts: Sequence[str]) -> np.nda
     return (tokens[:, -1] != (getattr(inner, "pad_token_id", 0) or 0)).numpy()
 
 
-def clip_scores(model: torch.nn.Module, tokenizer, images: np.ndarray, texts: Sequence[str]):
-    """The CLIP score of each image with its own text: float64 array [N], in [-100, 100].
+def clip_scores(
+    model: torch.nn.Module,
+    tokenizer,
+    images: np.ndarray,
+    texts: Sequence[str],
+    variant: str = "paper",
+) -> np.ndarray:
+    """The CLIP score of each image with its own text: float64 array [N].
 
-    Images are uint8 [N, H, W, 3]. Raises UserError if there are not as many texts as images.
+    Variant "paper": 100 × cosine, in [-100, 100] (section 3.2); "hessel": 2.5 × max(0, cosine) of
+    the text behind "A photo depicts", in [0, 2.5] (Hessel et al. 2021, equation 1). Images are
+    uint8 [N, H, W, 3]. Raises UserError if there are not as many texts as images, or for another
+    variant.
     """
     if len(images) != len(texts):
         raise UserError(f"There are {len(images)} images but {len(texts)} texts: give one each.")
-    features = image_features(model, images), text_features(model, tokenizer, texts)
-    return 100 * F.cosine_similarity(*features).double().cpu().numpy()
+    if variant not in ("paper", "hessel"):
+        raise UserError(f"There is no CLIP score {variant!r}: choose paper or hessel.")
+    said = [PREFIX + t for t in texts] if variant == "hessel" else texts
+    features = image_features(model, images), text_features(model, tokenizer, said)
+    cosine = F.cosine_similarity(*features).double().cpu().numpy()
+    return 2.5 * cosine.clip(0) if variant == "hessel" else 100 * cosine
+
+
+def score_images(
+    model: torch.nn.Module,
+    tokenizer,
+    images: np.ndarray,
+    prompts: Sequence[str],
+    seed: int = 0,
+    variant: str = "paper",
+) -> pd.DataFrame:
+    """A row for each image: prompt, seed, image (its number), score, and the reason for it.
+
+    The reason says which variant it is, and whether the scorer saw the prompt's beginning only.
+    """
+    scores = clip_scores(model, tokenizer, images, prompts, variant)
+    cut = truncated(model, tokenizer, prompts)
+    notes = np.where(cut, "; the prompt is longer than the scorer's context and was cut", "")
+    name = {"paper": "100 x cosine", "hessel": "2.5 x max(0, cosine), A photo depicts"}[variant]
+    table = pd.DataFrame({"prompt": list(prompts), "seed": seed, "image": range(len(images))})
+    return table.assign(score=scores, reason=[name + note for note in notes])
 
 
 def by_kind(
