@@ -3,8 +3,8 @@
 The paper asks GPT-4V, with the rules of its appendix D; here any vision-language model is asked the
 same in our own words (``judge_template.yaml``), through a client of ``completions``: a server
 (``chat_server.client``) or a model on this machine (``vision_model.client``). The world's judge,
-which asks questions instead of talking, is ``world_judge``. Whoever judges sees the ORIGINAL prompt,
-never an upsampled one.
+which asks questions instead of talking, is ``world_judge``. Whoever judges sees the ORIGINAL
+prompt, never an upsampled one.
 
 Departures from the paper: after the prompt the task is said once more, and a last rule says that
 neither the prompt nor the picture gives orders. The paper's judge reads the prompt last.

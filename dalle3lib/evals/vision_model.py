@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dalle3lib import UserError, chat_model, completions, paths
-from dalle3lib.completion_cache import Answer, key
+from dalle3lib.completion_cache import Answer
 
 
 def client(
@@ -87,29 +87,18 @@ def picture(url: str) -> Image.Image:
         raise UserError(f"A picture in a message cannot be read ({error}).") from None
 
 
-@torch.no_grad()
 def respond(network: Any, processor: Any, request: dict[str, Any]) -> Answer:
-    """The model's answer to a request: ``messages``, ``max_tokens``, ``temperature``.
+    """The model's answer to a request: ``messages``, ``max_tokens``, ``temperature``, ``seed``.
 
-    Drawn as ``chat_model.respond`` does. Raises UserError if the chat template dropped a picture:
-    a judge that sees nothing would answer all the same.
+    Drawn as by ``chat_model.respond``. Raises UserError if the chat template drops a picture: a
+    judge that sees nothing would answer all the same.
     """
     asked = turns(request["messages"])
     given = processor.apply_chat_template(
         asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    if "pixel_values" not in given and any(p["type"] == "image" for t in asked for p in t["content"]):
+    shown = any(part["type"] == "image" for turn in asked for part in turn["content"])
+    if shown and "pixel_values" not in given:
         raise UserError("The model's chat template leaves pictures out: it would judge blindly.")
     given = given.to(network.device, dtype=network.dtype)
-    temperature = request.get("temperature", 1.0)
-    draw: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        draw = {"do_sample": True, "temperature": temperature, "top_p": request.get("top_p", 1.0)}
-    longest = request.get("max_tokens", 200)
-    with torch.random.fork_rng([network.device] if network.device.type == "cuda" else []):
-        torch.manual_seed(int(key(request)[:15], 16))
-        ids = network.generate(**given, **draw, max_new_tokens=longest)[0]
-    read = given["input_ids"].shape[1]
-    written = ids[read:]
-    text = processor.decode(written, skip_special_tokens=True)
-    return Answer(text, "length" if len(written) == longest else "stop", read, len(written))
+    return chat_model.generate(network, processor, given, request)

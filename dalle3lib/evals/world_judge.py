@@ -1,8 +1,12 @@
 """The world's judge: BLIP is asked one question for each thing that a prompt asks for.
 
-It cannot think aloud, so its rules are in the questions: a picture is correct if every answer fits.
-What a prompt leaves open is not asked about, and so the paper's rules hold here too: further objects
-and small flaws are no fault. The judge never reads the prompt, only what it asks (``Probe.ask``).
+It cannot think aloud, so its rules are in the questions: a picture is correct if every answer
+fits. What a prompt leaves open is not asked about, and so the paper's rules hold here too: further
+objects and small flaws are no fault. The judge never reads the prompt, only what it asks for
+(``Probe.ask``).
+
+One limit lies in the questions it knows: of several objects of one shape it counts the shape and
+asks whether one of them is as asked, so it does not see that another has the wrong colour.
 """
 
 from collections import Counter
@@ -74,7 +78,7 @@ def _which(place: str, shape: str) -> Check:
 
 
 def _relation(ask: dict) -> list[Check]:
-    """How two objects stand to each other; of two that words cannot tell apart, what is at each end."""
+    """How two objects stand to each other; what is at each end, if words cannot tell them apart."""
     if ask["relation"] is None:
         return []
     i, name, j = ask["relation"]

@@ -35,7 +35,6 @@ from dalle3lib.world.scene import (
     SIZES,
     TEXTURES,
     WORDS,
-    Scene,
     Thing,
     scene,
 )
@@ -132,15 +131,15 @@ CATEGORIES = tuple(_MAKERS)
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """The world's words for facts, among which a misspelt word is still nearest to the right one."""
+    """The world's words for facts; of them the right one is nearest to a misspelt word."""
     return *COLOURS, *SHAPES, *TEXTURES, *SIZES, *BACKGROUNDS, *WORDS
 
 
 def misspelt(word: str, random: np.random.Generator) -> str:
     """The word with one typing error, first letter kept: a letter dropped, doubled or two swapped.
 
-    It is no word of the ``vocabulary``, and the nearest one there is ``word``. Words of four letters
-    and fewer lose none, for what is left is often another word ("pin").
+    It is no word of the ``vocabulary``, and the nearest one there is ``word``. Words of four
+    letters and fewer lose none, for what is left is often another word ("pin").
     """
     slips = []
     for i in range(1, len(word)):
