@@ -28,7 +28,8 @@ from dalle3lib import UserError, completions
 TEMPLATE = Path(__file__).with_name("judge_template.yaml")
 OPTIONS = {"max_tokens": 200, "temperature": 0}  # fifty words are some seventy tokens
 UNPARSED = float("nan")
-AMBIGUOUS = re.compile(r"(\b(not|nor|or|neither|cannot)|n['’]t|/)[\W_]*$")  # before the last word
+# Right before the last word, in the same sentence.
+AMBIGUOUS = re.compile(r"(\b(not|nor|or|neither|cannot)\b|n['’]t|/)[ *_\"'“‘(]*$")
 
 Picture = np.ndarray | str | Path  # uint8 [H, W, 3], or an image file
 

@@ -20,7 +20,6 @@ from dalle3lib.world.prompts import Probe, satisfied
 from dalle3lib.world.render import render
 from dalle3lib.world.scene import Scene
 
-
 KINDS = tuple(instruments.QUESTIONS)  # of facts
 
 

@@ -94,9 +94,12 @@ def respond(network: Any, processor: Any, request: dict[str, Any]) -> Answer:
     judge that sees nothing would answer all the same.
     """
     asked = turns(request["messages"])
-    given = processor.apply_chat_template(
-        asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    try:
+        given = processor.apply_chat_template(asked, **how, return_tensors="pt")
+    except Exception as error:  # chat templates and processors raise what they like
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"The model's processor refuses these messages ({said}).") from error
     shown = any(part["type"] == "image" for turn in asked for part in turn["content"])
     if shown and "pixel_values" not in given:
         raise UserError("The model's chat template leaves pictures out: it would judge blindly.")
