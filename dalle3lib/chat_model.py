@@ -96,7 +96,6 @@ def load(model: str | Path, revision: str | None = None, device: str = "cpu") ->
     return network.eval().requires_grad_(False).to(device), tokenizer
 
 
-@torch.no_grad()
 def respond(network: Any, tokenizer: Any, request: dict[str, Any]) -> Answer:
     """The model's answer to a request: ``messages`` (texts), ``max_tokens``, ``temperature``.
 
@@ -105,7 +104,13 @@ def respond(network: Any, tokenizer: Any, request: dict[str, Any]) -> Answer:
     """
     given = tokenizer.apply_chat_template(
         request["messages"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(network.device)
+    )
+    return generate(network, tokenizer, given.to(network.device), request)
+
+
+@torch.no_grad()
+def generate(network: Any, tokenizer: Any, given: Any, request: dict[str, Any]) -> Answer:
+    """As ``respond``, from the inputs that a tokenizer (or a processor) made of the messages."""
     temperature = request.get("temperature", 1.0)
     draw = {"do_sample": False}
     if temperature > 0:

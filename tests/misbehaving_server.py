@@ -1,7 +1,7 @@
 """A server of OpenAI's chat protocol on this machine that fails as it is told to.
 
-What happens to an attempt is the next word of the script of its content (its last message); a
-content without a script, or at its end, is answered. Everything is written down.
+What happens to an attempt is the next word of the script of its content (the text of its last
+message); a content without a script, or at its end, is answered. Everything is written down.
 """
 
 import email.utils
@@ -69,7 +69,8 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = body["messages"][-1]["content"]
-        content = content if isinstance(content, str) else content[0]["text"]
+        if not isinstance(content, str):
+            content = next(part["text"] for part in content if part["type"] == "text")
         with server.lock:
             server.requests.append(body)
             server.headers.append({k.lower(): v for k, v in self.headers.items()})
