@@ -126,9 +126,9 @@ def _detect(model, processor, image, asked, names, threshold) -> list[Found]:
     """What a model finds in one picture uint8 [H, W, 3], the most confident first."""
     if not names:
         return []
-    inputs = processor(text=[asked], images=image, return_tensors="pt").to(model.device)
+    inputs = processor(text=[asked], images=image, truncation=True, return_tensors="pt")
     result = processor.post_process_grounded_object_detection(
-        model(**inputs),
+        model(**inputs.to(model.device)),
         threshold=threshold,
         target_sizes=[image.shape[:2]],
         text_labels=[names],
