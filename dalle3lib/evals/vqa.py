@@ -109,11 +109,14 @@ def load(name: Path | str, **options) -> tuple[BlipForQuestionAnswering, BlipPro
 def look(model: BlipForQuestionAnswering, processor: BlipProcessor, images: np.ndarray) -> Tensor:
     """What the vision transformer sees in pictures uint8 [N, H, W, 3]: states [N, patches + 1, d].
 
-    The processor resizes the pictures to the model's size and normalises them.
+    The processor resizes the pictures to its own size and normalises them. Where that is not the
+    model's size, the position embeddings are interpolated; else they are taken as they are.
     """
     options = {"input_data_format": "channels_last", "return_tensors": "pt"}
-    prepared = processor.image_processor(list(images), **options).pixel_values
-    return model.vision_model(pixel_values=prepared.to(model.device)).last_hidden_state
+    prepared = processor.image_processor(list(images), **options).pixel_values.to(model.device)
+    return model.vision_model(
+        pixel_values=prepared, interpolate_pos_encoding=True
+    ).last_hidden_state
 
 
 def by_length(

@@ -94,7 +94,7 @@ def _related(relation: tuple[int, str, int] | None, things: tuple[dict, ...]) ->
     return first < second
 
 
-def _unseen(
+def unseen(
     random: np.random.Generator,
     count: tuple[int, ...],
     change: Callable[[Scene], Scene | None],
@@ -110,7 +110,8 @@ def _unseen(
             return spec
 
 
-def _ask(objects: list[dict], **stated) -> dict:
+def asked(objects: list[dict], **stated) -> dict:
+    """A probe's ask: the objects and what else is stated."""
     nothing = {"relation": None, "count": None, "word": None, "background": None}
     return {"objects": objects, **nothing, **stated}
 
@@ -127,7 +128,7 @@ def _described(prompt: str, spec: Scene) -> Probe:
     else:
         first, second = (thing.pop("place") for thing in objects)
         relation = (0, AXIS[RELATION[first, second]], 1)
-    ask = _ask(objects, relation=relation, word=spec.word, background=spec.background)
+    ask = asked(objects, relation=relation, word=spec.word, background=spec.background)
     return Probe(prompt, spec, ask)
 
 
@@ -137,7 +138,7 @@ def _three(index: int, seed: int, random: np.random.Generator) -> Probe:
     def different(spec: Scene) -> Scene | None:
         return spec if len({thing.shape for thing in spec.objects}) == 3 else None
 
-    spec = _unseen(random, (3,), different)
+    spec = unseen(random, (3,), different)
     return _described(descriptive_caption(spec, random), spec)
 
 
@@ -150,7 +151,7 @@ def _combinations(index: int, seed: int, random: np.random.Generator) -> Probe:
         paired = replace(main, colour=colour, shape=shape)
         return replace(spec, objects=tuple(paired if o is main else o for o in spec.objects))
 
-    spec = _unseen(random, (1, 2), recoloured, held=True)
+    spec = unseen(random, (1, 2), recoloured, held=True)
     return _described(descriptive_caption(spec, random), spec)
 
 
@@ -170,12 +171,12 @@ def _spatial(index: int, seed: int, random: np.random.Generator) -> Probe:
         fits = (first.place, second.place) == places and first.shape != second.shape
         return replace(spec, word=None) if fits else None
 
-    spec = _unseen(random, (2,), apart)
+    spec = unseen(random, (2,), apart)
     told = spec.objects[::-1] if backwards else spec.objects
     relation = (1, AXIS[between], 0) if backwards else (0, AXIS[between], 1)
     words = INVERSE[between] if backwards else between
     first, second = (article(full_phrase(thing, form=BRIEF)) for thing in told)
-    ask = _ask([_named(thing) for thing in told], relation=relation)
+    ask = asked([_named(thing) for thing in told], relation=relation)
     return Probe(f"{first} {words} {second}.", spec, ask)
 
 
@@ -188,9 +189,9 @@ def _counting(index: int, seed: int, random: np.random.Generator) -> Probe:
         objects = (replace(first, place=o.place, dx=o.dx, dy=o.dy) for o in spec.objects)
         return replace(spec, objects=tuple(objects), word=None)
 
-    spec = _unseen(random, (count,), alike)
+    spec = unseen(random, (count,), alike)
     phrase = full_phrase(spec.objects[0], plural=count > 1, form=BRIEF)
-    ask = _ask([_named(thing) for thing in spec.objects], count=count)
+    ask = asked([_named(thing) for thing in spec.objects], count=count)
     return Probe(f"{NUMBERS[count - 1]} {phrase}.", spec, ask)
 
 
@@ -202,10 +203,10 @@ def _text(index: int, seed: int, random: np.random.Generator) -> Probe:
     def labelled(spec: Scene) -> Scene | None:  # a word takes the room of top and bottom
         return replace(spec, word=word) if spec.objects[0].place not in ROW else None
 
-    spec = _unseen(random, (1,), labelled)
+    spec = unseen(random, (1,), labelled)
     note = NOTES[int(random.integers(len(NOTES)))].format(word)
     phrase = article(full_phrase(spec.objects[0], form=BRIEF))
-    return Probe(f"{phrase}. {note}", spec, _ask([_named(spec.objects[0])], word=word))
+    return Probe(f"{phrase}. {note}", spec, asked([_named(spec.objects[0])], word=word))
 
 
 _SETS = {
