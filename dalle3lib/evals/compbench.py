@@ -1,4 +1,4 @@
-"""T2I-CompBench: are attributes bound to their objects? (Huang et al. 2023; paper §3.3, table 2).
+"""T2I-CompBench: are attributes bound to their objects? (Huang et al. 2023; paper §4.1, table 1).
 
 BLIP-VQA asks a picture about each noun phrase of its prompt, "a red circle?", and multiplies the
 probabilities of yes. The benchmark's script asked about two phrases when the paper was written
@@ -204,7 +204,7 @@ def complex_kinds(prompts: Sequence[str], folder: str | Path | None = None) -> l
 def three_in_one(
     kinds: Sequence[str], attribute: pd.DataFrame, spatial: pd.DataFrame, action: pd.DataFrame
 ) -> pd.DataFrame:
-    """The score of "complex" prompts from three tables of the same images (§4.4; 3_in_1.py).
+    """The score of "complex" prompts from three tables of the same images (§4; 3_in_1.py).
 
     The mean of BLIP-VQA and the spatial score for the kind "spatial", of BLIP-VQA and CLIP's cosine
     for "action", of all three for "both". Raises UserError unless all are of the same images.
