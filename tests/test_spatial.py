@@ -202,6 +202,8 @@ def test_what_is_missing_is_named():
     assert score_one("a cat near a dog", None, Found("dog", LEFT, 1.0)).score == 0
     with pytest.raises(UserError, match="1 prompts have no two objects, the first is 'a cat'"):
         spatial.score_images(IMAGES, ["a cat"], {}, given_boxes())
+    with pytest.raises(UserError, match="1 images but 2 seeds"):
+        spatial.score_images(IMAGES, ["a"], {"a": ("x", "y")}, given_boxes(), seed=[1, 2])
     with pytest.raises(UserError, match="1 images but 2 prompts"):
         spatial.score_images(IMAGES, ["a", "a"], {"a": ("x", "y")}, given_boxes())
 
@@ -230,8 +232,10 @@ def test_visor_without_pictures_of_both_or_with_uneven_numbers():
     found = spatial.visor(frame)
     assert np.isnan(found.pop("conditional"))
     assert found == {"OA": 0, "unconditional": 0, "VISOR_1": 0}
+    more = pd.concat([frame, frame[:1].assign(score=1.0, both=True)])
     with pytest.raises(UserError, match="as many pictures"):
-        spatial.visor(pd.concat([frame, frame[:1]]))
+        spatial.visor(more)
+    assert spatial.visor(more, of=[0, 1, 2])["VISOR_1"] == pytest.approx(1 / 3)  # "p" stands twice
 
 
 @pytest.mark.parametrize(

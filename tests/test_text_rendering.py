@@ -63,6 +63,13 @@ def test_text_in_quotes(prompt, asked):
     assert asked_text(prompt) == asked
 
 
+def test_drawbenchs_21_texts_are_found(benchmarks):
+    prompts = (benchmarks / "dalle3-eval-samples/prompts/drawbench.txt").read_text().splitlines()
+    found = [asked_text(prompt) for prompt in prompts]
+    assert [i for i, text in enumerate(found) if text] == list(range(179, 200))
+    assert len({text for text in found if text}) == 7
+
+
 IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 
 

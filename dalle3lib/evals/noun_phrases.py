@@ -1,4 +1,4 @@
-"""Noun phrases of prompts: what T2I-CompBench asks a picture about (Huang et al. 2023, §4.1).
+"""Noun phrases of prompts: what T2I-CompBench asks a picture about (Huang et al. 2023, §4).
 
 They come from spaCy, as in the benchmark, from a file, or, for the world's prompts, from the
 world's own grammar. spaCy is an optional extra: its phrases depend on the version of its English

@@ -14,9 +14,11 @@ def table(
     """One row for each image: ``prompt``, ``seed``, ``image`` (its number), ``score``, ``reason``.
 
     ``seed`` is that of all images or one for each. Raises UserError unless there are as many
-    prompts as scores.
+    prompts, and seeds if several, as scores.
     """
     same_number(len(scores), prompts)
+    if np.ndim(seed):
+        same_number(len(scores), seed, "seeds")
     columns = {
         "prompt": list(prompts),
         "seed": np.broadcast_to(seed, len(scores)),
@@ -27,10 +29,10 @@ def table(
     return pd.DataFrame(columns)
 
 
-def same_number(images: int, texts: Sequence) -> None:
-    """Raises UserError unless there is one text, or anything else, for each image."""
-    if images != len(texts):
-        raise UserError(f"There are {images} images but {len(texts)} prompts: give one each.")
+def same_number(images: int, things: Sequence, what: str = "prompts") -> None:
+    """Raises UserError unless there is one thing for each image."""
+    if images != len(things):
+        raise UserError(f"There are {images} images but {len(things)} {what}: give one each.")
 
 
 def look_up(asked: dict[str, object], prompts: Sequence[str], what: str) -> list:

@@ -1,6 +1,6 @@
 """Where objects stand to each other: T2I-CompBench's rule for UniDet's boxes, and VISOR.
 
-Both take the boxes of any detector (``detectors``). T2I-CompBench (Huang et al. 2023, §4.2;
+Both take the boxes of any detector (``detectors``). T2I-CompBench (Huang et al. 2023, §4;
 2D_spatial_eval.py of its repository) gives half the score for finding both objects and half for
 their places. Its code knows the words "on top of" but has no rule for them: none of the 32 complex
 prompts that say so can earn the second half. Here they mean "on the top of", unless ``official``.
@@ -57,7 +57,7 @@ def position_score(
     In a direction the centres must be farther apart along it than across, and on the right side:
     1, or 0.1 / IoU if the boxes overlap by 0.1 or more. Near objects are within ``distance``
     pixels across or down: 1, else ``distance`` / the larger of both. 150 pixels are the
-    benchmark's, whose pictures have 512; a picture of another size needs another distance.
+    benchmark's, whatever the size of a picture; small pictures need another distance.
     Unknown relations score 0; if ``official``, "on top of" and the world's are unknown.
     """
     apart = np.subtract(centre(second), centre(first))
@@ -94,7 +94,7 @@ def score(
     official: bool = False,
     distance: float = DISTANCE,
 ) -> float:
-    """T2I-CompBench's score of one picture, 0 or 0.5 to 1 (§4.2; 2D_spatial_eval.py).
+    """T2I-CompBench's score of one picture, 0 or 0.5 to 1 (§4; 2D_spatial_eval.py).
 
     A quarter of each found object's confidence, and half of ``position_score`` if both are found;
     anything below 0.5 is 0.
@@ -198,17 +198,23 @@ def _beside(relation: str | None, first: Found, second: Found) -> bool:
     return bool(sign * (centre(first.box)[axis] - centre(second.box)[axis]) > 0)
 
 
-def visor(frame: pd.DataFrame) -> dict[str, float]:
+def visor(frame: pd.DataFrame, of: Sequence[int] | None = None) -> dict[str, float]:
     """VISOR's numbers, as shares 0 to 1, of the table of ``visor_images``.
 
     "OA": both objects found; "unconditional": and placed right; "conditional": placed right of
     those with both found (nan if none); "VISOR_n": prompts with at least n of their pictures right,
-    for n up to the number of pictures of a prompt (4 in the benchmark). Raises UserError unless
-    every prompt has as many.
+    for n up to the number of pictures of a prompt (4 in the benchmark). ``of`` numbers the prompt
+    of each picture; without it, pictures with the same text belong together. Raises UserError
+    unless every prompt has as many.
     """
-    right = frame.groupby("prompt").score.agg(["sum", "count"])
+    right = frame.score.groupby(frame.prompt if of is None else np.asarray(of)).agg(
+        ["sum", "count"]
+    )
     if right["count"].nunique() != 1:
-        raise UserError("VISOR needs as many pictures of each prompt: complete the samples first.")
+        raise UserError(
+            "VISOR needs as many pictures of each prompt: complete the samples, or tell which "
+            "picture is of which prompt if two prompts have one text."
+        )
     shares = {
         "OA": frame.both.mean(),
         "unconditional": frame.score.mean(),

@@ -1,6 +1,6 @@
 """Words that a picture prints: read by any means, compared with the words asked for.
 
-The paper claims that prompts with words in quotes come out with these words (§3.4, figure 5). Three
+Words that come out with missing or extra characters are a limit that the paper names (§5.2). Three
 measures: read exactly; the character error rate and the word error rate, which count the edits
 (Levenshtein 1966) that turn what is read into what was asked for, by its length.
 """
