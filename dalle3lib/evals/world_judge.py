@@ -117,10 +117,13 @@ def judge(model, processor) -> Judge:
 
 
 def _judged(model, processor, pictures, asked: Sequence[list[Check]]) -> list[Verdict]:
+    """The verdicts on pictures of one size, all their questions asked at once."""
+    images = [pixels(picture) for picture in pictures]
+    if len(sizes := {image.shape[:2] for image in images}) > 1:
+        raise UserError(f"This judge takes pictures of one size, not of {len(sizes)}.")
     flat = [question for found in asked for question, _ in found]
     of = np.repeat(np.arange(len(asked)), [len(found) for found in asked])
-    images = np.stack([pixels(picture) for picture in pictures])
-    said = iter(vqa.answer(model, processor, images, flat, of))
+    said = iter(vqa.answer(model, processor, np.stack(images), flat, of))
     return [verdict(found, [next(said) for _ in found]) for found in asked]
 
 
