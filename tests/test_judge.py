@@ -1,5 +1,6 @@
-"""The judge that talks: what is sent, how answers are read, what happens to those without a verdict,
-behind a server that fails and in a model of this machine."""
+"""The judge that talks: what is sent, how answers are read, and what becomes of those without a
+verdict, behind a server that fails and in a model of this machine.
+"""
 
 import json
 

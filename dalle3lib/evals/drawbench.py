@@ -52,14 +52,14 @@ def load(where: str | Path | None = None) -> pd.DataFrame:
     if not path.is_file():
         prompts = released_prompts.lines(Path(where).expanduser(), released_prompts.ORIGINAL)
         return pd.DataFrame({"category": in_order(), "prompt": prompts})
-    table = _table(path)
-    named = table.get("category", pd.Series(in_order()))
-    if wrong := [
-        i for i, pair in enumerate(zip(named, in_order(), strict=True)) if len(set(pair)) > 1
-    ]:
-        raise UserError(f"{path}: prompt {wrong[0]} is {in_order()[wrong[0]]}, "
-                        f"not {named[wrong[0]]} ({len(wrong)} such).")  # fmt: skip
-    return pd.DataFrame({"category": in_order(), "prompt": table.prompt})
+    table, right = _table(path), in_order()
+    named = list(table.get("category", right))
+    if wrong := [i for i in range(len(right)) if named[i] != right[i]]:
+        first = wrong[0]
+        raise UserError(
+            f"{path}: prompt {first} is {right[first]}, not {named[first]} ({len(wrong)} such)."
+        )
+    return pd.DataFrame({"category": right, "prompt": table.prompt})
 
 
 def in_order() -> list[str]:

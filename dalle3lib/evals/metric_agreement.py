@@ -58,11 +58,9 @@ def rank_share(scores: np.ndarray, truth: np.ndarray) -> float:
     Equal scores count half: this is the area under the ROC curve. NaN without a pair.
     """
     right, wrong = scores[truth][:, None], scores[~truth][None]
-    return (
-        float(np.mean((right > wrong) + 0.5 * (right == wrong)))
-        if right.size * wrong.size
-        else np.nan
-    )
+    if not (right.size and wrong.size):
+        return np.nan
+    return float(np.mean((right > wrong) + 0.5 * (right == wrong)))
 
 
 def claimed(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -93,11 +91,7 @@ def agreement(
     prompts, with its bootstrap 95 % interval over prompts; ``kappa`` of ``claimed`` with the truth,
     with its interval. NaN where there is no pair. UserError unless all are as long.
     """
-    truth, categories, prompts = (
-        np.asarray(truth, bool),
-        np.asarray(categories),
-        np.asarray(prompts),
-    )
+    truth, (categories, prompts) = np.asarray(truth, bool), map(np.asarray, (categories, prompts))
     arrays = {name: np.asarray(values, np.float64) for name, values in scores.items()}
     if lengths := {len(a) for a in (categories, prompts, *arrays.values())} - {len(truth)}:
         raise UserError(f"{len(truth)} pictures need as many scores and names, not {lengths}.")
