@@ -1,8 +1,9 @@
 """Elo differences and win rates: two ways to say how often one thing is preferred to another.
 
 GLIDE (Nichol et al. 2021, appendix A.1) fits ratings so that i beats j with probability
-1 / (1 + 10^((rating j − rating i) / 400)). Printed there is the opposite sign, with which a winner's
-rating would fall. Only differences have a meaning: a constant added to all ratings changes none.
+1 / (1 + 10^((rating j − rating i) / 400)). Printed there is the opposite sign, with which the
+rating of a winner would fall. Only differences have a meaning: a constant added to all ratings
+changes none of these probabilities.
 """
 
 import numpy as np
