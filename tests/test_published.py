@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle3lib import UserError, claims, released_prompts
+from dalle3lib import UserError, claims, paths, released_prompts
 from dalle3lib.evals import judge_rules, published
 from dalle3lib.evals import published_files as public
 
@@ -174,16 +175,17 @@ def test_table_1_is_recounted(released):
     assert published.recount(released).equals(made)
 
 
-def test_categories_add_up(right):
-    tables = published.by_category(right)
-    for name, made in tables.items():
+def test_categories_add_up_to_the_row_and_agree_with_the_table_of_numbers(right):
+    numbers = pd.read_csv(paths.ROOT / "data" / "paper.csv", index_col="id").value
+    slugs = [name[10:-8] for name in numbers.index if re.fullmatch("drawbench-.+-prompts", name)]
+    for name, short in {"DALL-E 3": "dalle3", "DALL-E 2": "dalle2", "SDXL": "sdxl"}.items():
+        made = published.by_category(right)[name]
         parts = made.drop("all")
         assert parts.prompts.tolist() == list(published.CATEGORIES.values())
         assert parts.correct.sum() == made.correct["all"] == right[name].sum()
-        numbers = pd.read_csv(published.paths.ROOT / "data" / "paper.csv", index_col="id").value
-        short = {"DALL-E 3": "dalle3", "DALL-E 2": "dalle2", "SDXL": "sdxl"}[name]
-        assert parts.correct["Text"] == numbers[f"recount-drawbench-text-{short}"]
-        assert parts.correct["Rare Words"] == numbers[f"recount-drawbench-rare-words-{short}"]
+        assert parts.correct.tolist() == [
+            numbers[f"recount-drawbench-{slug}-{short}"] for slug in slugs
+        ]
 
 
 def test_the_differences_of_the_release(right):
@@ -216,6 +218,36 @@ def test_printed_tables_hold_the_papers_cells():
     assert made.shape == (6, 3) and made.notna().all(axis=None)
     assert made.loc[published.ROW].to_dict() == {"DALL-E 2": 49.0, "DALL-E 3": 70.4, "SDXL": 46.9}
     assert published.printed("Table 2").shape == (4, 4)
+
+
+def test_win_rates_are_those_of_the_table_of_numbers():
+    made = published.win_rates(published.printed("Table 2")).value
+    numbers = pd.read_csv(paths.ROOT / "data" / "paper.csv", index_col="id").value
+    assert len(made) == 4 * 3
+    for label, name in {
+        "prompt following: DALL-E 3 over Midjourney 5.2": "following-dalle3-beats-midjourney",
+        "style: DALL-E 3 over SDXL": "style-dalle3-beats-sdxl",
+        "coherence: DALL-E 3 over Midjourney 5.2": "coherence-dalle3-beats-midjourney",
+        "DrawBench: DALL-E 3 over DALL-E 2": "drawbench-dalle3-beats-dalle2",
+    }.items():
+        assert made[label] == pytest.approx(numbers[f"table2-{name}"], abs=0.05)
+    assert (made > 50).all()  # the higher rating stands first
+
+
+def test_only_differences_of_elo_count():
+    ratings = published.printed("Table 2")
+    moved = published.win_rates(ratings + 1000)
+    pd.testing.assert_frame_equal(published.win_rates(ratings), moved)
+
+
+def test_verdicts_as_win_rates_by_hand():
+    """Two of four right against one of four: of 16 pairs 6 are won, 2 lost and 8 tied."""
+    counts = pd.DataFrame({"DALL-E 3": [2, 2], "DALL-E 2": [1, 1], "SDXL": [2, 2]})
+    made = published.judged_win_rates(published.differences(counts))
+    assert made.value["DrawBench: DALL-E 3 over DALL-E 2"] == 100 * (6 + 8 / 2) / 16
+    assert made.value["DrawBench: SDXL over DALL-E 2"] == 62.5
+    assert made.loc["DrawBench: DALL-E 2 over SDXL"].tolist() == [37.5] * 3
+    assert (made.low <= made.value).all() and (made.value <= made.high).all()
 
 
 # --- the files -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ intervals and tests here.
 
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from dalle3lib import UserError, paths, stats
+from dalle3lib import UserError, elo, paths, stats
 from dalle3lib.evals import judge_rules
 from dalle3lib.evals import published_files as public
 from dalle3lib.randomness import rng
@@ -263,3 +264,36 @@ def printed(name: str) -> pd.DataFrame:
     table = table.assign(system=table.system.str.removesuffix(" 1.0 + refiner"))
     order = list(dict.fromkeys(table.quantity))
     return table.pivot(index="quantity", columns="system", values="value").loc[order]
+
+
+def win_rates(ratings: pd.DataFrame) -> pd.DataFrame:
+    """What a table of Elo ratings (``printed("Table 2")``) says of each pair, the higher one first.
+
+    A row for each question and pair; columns difference (Elo points) and value (% of votes that
+    the first would get).
+    """
+    rows = {}
+    for quantity, row in ratings.iterrows():
+        question = quantity.removeprefix("human preference, ").removesuffix(", Elo")
+        ranked = row.dropna().sort_values(ascending=False)
+        for first, second in combinations(ranked.index, 2):
+            rows[f"{question}: {first} over {second}"] = ranked[first] - ranked[second]
+    table = pd.DataFrame({"difference": rows})
+    return table.assign(value=100 * elo.win_rate(table.difference))
+
+
+def judged_win_rates(apart: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """The verdicts of ``differences`` as win rates on DrawBench, each pair both ways round.
+
+    Two images of a prompt, one of each system, are compared by their verdicts; where these are the
+    same each wins half. So the rate is 50 % plus half the difference. Columns value, low, high (%).
+    """
+    rows = {}
+    for name, entry in apart.items():
+        first, second = name.split(" over ")
+        ways = {f"{first} over {second}": 1, f"{second} over {first}": -1}
+        for way, sign in ways.items():
+            low, high = sorted(50 + sign * np.array(entry["interval"]) / 2)
+            value = 50 + sign * entry["effect"] / 2
+            rows[f"DrawBench: {way}"] = {"value": value, "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, "index")
