@@ -22,7 +22,8 @@ def dots(tables: dict[str, DataFrame], xlabel: str, line: float | None = None) -
     vertical line.
     """
     rows = list(dict.fromkeys(row for table in tables.values() for row in table.index))
-    apart = 0.7 / len(tables)
+    shared = np.array([sum(row in table.index for table in tables.values()) > 1 for row in rows])
+    apart = shared * 0.7 / len(tables)  # a dot that is alone in its row stands in the middle
     figure, axis = plt.subplots(
         figsize=(9, 0.9 + len(rows) * max(0.3, 0.14 * len(tables))), layout="constrained", dpi=110
     )
@@ -38,6 +39,7 @@ def dots(tables: dict[str, DataFrame], xlabel: str, line: float | None = None) -
         axis.axvline(line, color="0.4", linestyle="--", zorder=0)
     axis.set(xlabel=xlabel, yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
     _tidy(axis)
+    axis.get_legend().set_visible(len(tables) > 1)
     return figure
 
 
@@ -69,7 +71,7 @@ def word_counts(words: dict[str, Sequence[int]], limit: int) -> Figure:
     """
     figure, axis = plt.subplots(figsize=(9, 3), layout="constrained", dpi=110)
     for (name, counts), colour in zip(words.items(), cycle(COLOURS), strict=False):
-        edges = np.arange(0, max(counts) + 4, 3) - 0.5
+        edges = np.arange(limit % 3 - 3, max(counts) + 4, 3) - 0.5  # one of them at the limit
         axis.hist(
             counts,
             bins=edges,
@@ -90,13 +92,15 @@ def needed(
 ) -> Figure:
     """Prompts needed against the true difference, a line a name, both axes logarithmic.
 
-    A dashed line shows how many prompts there were; ``marks`` are measured differences, by name.
+    A dashed line shows how many prompts there were; ``marks`` are differences to point out.
     """
     figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained", dpi=110)
     for (name, prompts), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         axis.plot(differences, prompts, color=colour, label=name)
     axis.axhline(had, color="0.4", linestyle="--", label=f"DrawBench: {had} prompts")
-    axis.set(xscale="log", yscale="log", xlabel="true difference (% points)", ylabel="prompts")
+    axis.set(
+        xscale="log", yscale="log", xlabel="true difference (% points)", ylabel="prompts needed"
+    )
     for name, value in marks.items():
         axis.axvline(value, color="0.7", linestyle=":", zorder=0)
         axis.text(value, axis.get_ylim()[1], f" {name}", fontsize=8, va="top", ha="left")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dalle3lib import UserError, claims, paths, released_prompts
-from dalle3lib.evals import judge_rules, published
+from dalle3lib.evals import judge_rules, paper_tables, published
 from dalle3lib.evals import published_files as public
 
 PROMPTS = ["a purple giraffe", "three yellow bananas", "some wooden chair", "one silver spoon"]
@@ -214,14 +214,14 @@ def test_the_claims_of_the_family_and_no_others_get_evidence(released, right):
 
 
 def test_printed_tables_hold_the_papers_cells():
-    made = published.printed("Table 1")
+    made = paper_tables.printed("Table 1")
     assert made.shape == (6, 3) and made.notna().all(axis=None)
     assert made.loc[published.ROW].to_dict() == {"DALL-E 2": 49.0, "DALL-E 3": 70.4, "SDXL": 46.9}
-    assert published.printed("Table 2").shape == (4, 4)
+    assert paper_tables.printed("Table 2").shape == (4, 4)
 
 
 def test_win_rates_are_those_of_the_table_of_numbers():
-    made = published.win_rates(published.printed("Table 2")).value
+    made = paper_tables.win_rates(paper_tables.printed("Table 2")).value
     numbers = pd.read_csv(paths.ROOT / "data" / "paper.csv", index_col="id").value
     assert len(made) == 4 * 3
     for label, name in {
@@ -235,9 +235,9 @@ def test_win_rates_are_those_of_the_table_of_numbers():
 
 
 def test_only_differences_of_elo_count():
-    ratings = published.printed("Table 2")
-    moved = published.win_rates(ratings + 1000)
-    pd.testing.assert_frame_equal(published.win_rates(ratings), moved)
+    ratings = paper_tables.printed("Table 2")
+    moved = paper_tables.win_rates(ratings + 1000)
+    pd.testing.assert_frame_equal(paper_tables.win_rates(ratings), moved)
 
 
 def test_verdicts_as_win_rates_by_hand():

@@ -8,7 +8,6 @@ intervals and tests here.
 
 import json
 import re
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from dalle3lib import UserError, elo, paths, stats
-from dalle3lib.evals import judge_rules
+from dalle3lib import UserError, stats
+from dalle3lib.evals import judge_rules, paper_tables
 from dalle3lib.evals import published_files as public
 from dalle3lib.randomness import rng
 
@@ -171,7 +170,7 @@ def recount(folder: str | Path, seed: int = 0) -> pd.DataFrame:
     Rows are the systems; ``printed`` is the paper's own number. Raises UserError as ``verdicts``.
     """
     table = summarise(by_prompt(verdicts(folder)), seed)
-    return table.assign(printed=printed("Table 1").loc[ROW])
+    return table.assign(printed=paper_tables.printed("Table 1").loc[ROW])
 
 
 def summarise(right: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -227,6 +226,14 @@ def differences(right: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, Any]]
     return found
 
 
+def as_table(apart: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """``differences`` as a table, a row a pair: value, low and high (% points), and p."""
+    rows = {
+        name: [entry["effect"], *entry["interval"], entry["p"]] for name, entry in apart.items()
+    }
+    return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "p"])
+
+
 def claims(table: pd.DataFrame, apart: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The evidence for the claims of family table-1-recount, from ``recount`` and ``differences``.
 
@@ -255,31 +262,6 @@ def audit(table: pd.DataFrame) -> pd.DataFrame:
         found[f"misread: {name}"] = table.answer.map(parser) != table.correct
     found.insert(0, "answers", 1)
     return found.groupby([table.system, table["drawn from"]], sort=False).sum().astype(int)
-
-
-def printed(name: str) -> pd.DataFrame:
-    """The cells of a table of the paper ("Table 1") from data/paper.csv: quantity × system."""
-    table = pd.read_csv(paths.ROOT / "data" / "paper.csv")
-    table = table[(table.table_or_figure == name) & ~table.note.str.startswith("implied")]
-    table = table.assign(system=table.system.str.removesuffix(" 1.0 + refiner"))
-    order = list(dict.fromkeys(table.quantity))
-    return table.pivot(index="quantity", columns="system", values="value").loc[order]
-
-
-def win_rates(ratings: pd.DataFrame) -> pd.DataFrame:
-    """What a table of Elo ratings (``printed("Table 2")``) says of each pair, the higher one first.
-
-    A row for each question and pair; columns difference (Elo points) and value (% of votes that
-    the first would get).
-    """
-    rows = {}
-    for quantity, row in ratings.iterrows():
-        question = quantity.removeprefix("human preference, ").removesuffix(", Elo")
-        ranked = row.dropna().sort_values(ascending=False)
-        for first, second in combinations(ranked.index, 2):
-            rows[f"{question}: {first} over {second}"] = ranked[first] - ranked[second]
-    table = pd.DataFrame({"difference": rows})
-    return table.assign(value=100 * elo.win_rate(table.difference))
 
 
 def judged_win_rates(apart: dict[str, dict[str, Any]]) -> pd.DataFrame:
