@@ -258,7 +258,11 @@ def test_a_folder_is_found_named_or_fetched(tmp_path, monkeypatch, runs_root):
     assert public.folder("benchmarks") is None
     monkeypatch.setenv("DALLE3_BENCHMARKS", str(tmp_path))
     assert public.folder("benchmarks") is None
-    (tmp_path / "dalle3-eval-samples").mkdir()
+    for name in public.RELEASED.files:
+        file = tmp_path / "dalle3-eval-samples" / name.replace("t2i comp", "t2i_comp")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        assert public.folder("benchmarks") is None  # the prompts alone, say, are not enough
+        file.touch()
     assert public.folder("benchmarks") == tmp_path / "dalle3-eval-samples"
     assert public.folder(str(tmp_path)) == tmp_path
     with pytest.raises(UserError, match="No folder 'nowhere'.*dalle3-eval-samples.*'download'"):

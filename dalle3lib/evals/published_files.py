@@ -78,7 +78,7 @@ COMPBENCH = Collection(
 
 
 def folder(named: str, collection: Collection = RELEASED) -> Path | None:
-    """The folder of a collection that a parameter names; None where the benchmarks lack it.
+    """The folder of a collection that a parameter names; None if the benchmarks lack a file of it.
 
     ``named`` is ``"benchmarks"`` (the folder of the collection's name under
     ``DALLE3_BENCHMARKS``), ``"download"`` (fetched once, into the runs' cache), or a folder.
@@ -87,7 +87,8 @@ def folder(named: str, collection: Collection = RELEASED) -> Path | None:
     if named == "benchmarks":
         benchmarks = paths.benchmarks()
         found = benchmarks and benchmarks / collection.name
-        return found if found and found.is_dir() else None
+        whole = found and all(_place(found, name).is_file() for name in collection.files)
+        return found if whole else None
     if named == "download":
         return fetch(paths.runs_dir() / ".cache" / "benchmarks" / collection.name, collection)
     if not paths.folder(named).is_dir():
@@ -117,7 +118,10 @@ def read(where: str | Path, name: str, collection: Collection = RELEASED) -> str
     if name not in collection.files:
         nearest = config.nearest(name, collection.files)
         raise UserError(f"{collection.name} has no {name!r}{nearest}")
-    path = Path(where) / name
-    if not path.is_file():
-        path = Path(where) / name.replace(*RENAMED)
-    return released.checked(path, collection.files[name]).decode("utf-8")
+    return released.checked(_place(where, name), collection.files[name]).decode("utf-8")
+
+
+def _place(where: str | Path, name: str) -> Path:
+    """Where a file with a public path lies in a folder."""
+    path, renamed = Path(where) / name, Path(where) / name.replace(*RENAMED)
+    return renamed if renamed.is_file() else path
