@@ -295,7 +295,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
         "paper": row["paper"] if row["source"] == "paper" else "(extension)",
         "ours": "–" if row["ours"] is None else f"{row['ours']:+.3g} {row['unit']}",
         "95 % interval": f"[{interval[0]:+.3g}, {interval[1]:+.3g}]" if interval else "–",
-        "seeds": "–" if row["seeds"] is None else str(row["seeds"]),
+        "seeds": str(row["seeds"] or "–"),  # none where nothing was trained
         "verdict": row["verdict"],
         "chapter": row["chapter"],
         "run": row["run"] or "–",

@@ -44,13 +44,13 @@ GROUPS = {
     ),
     "evaluation": (
         "Evaluation and claims",
-        ("evals", "upsample_scores", "human", "human_app", "stats", "claims"),
+        ("evals", "upsample_scores", "human", "human_app", "elo", "stats", "claims"),
     ),
     "runs": (
         "Runs, figures and the book",
         (
             *("paths", "config", "runs", "fingerprint", "files"),
-            *("plots", "caption_plots", "captioner_plots", "drawings"),
+            *("plots", "caption_plots", "captioner_plots", "verdict_plots", "drawings"),
             *("playground", "pages", "book"),
         ),
     ),

@@ -17,14 +17,14 @@ from dalle3lib.upsample import LONGEST, SHORTEST
 
 HOME = "https://github.com/openai/dalle3-eval-samples"  # MIT; the prompts are those of Imagen
 REVISION = "d7c88c07b492ad7b9fd3003126d00719a2edabb1"
-RAW = f"https://raw.githubusercontent.com/openai/dalle3-eval-samples/{REVISION}/prompts"
+RAW = f"https://raw.githubusercontent.com/openai/dalle3-eval-samples/{REVISION}"
 ORIGINAL = Download(
-    f"{RAW}/drawbench.txt",
+    f"{RAW}/prompts/drawbench.txt",
     12_977,
     "3d4f4b2db7520208ee056d470202c07fd77766b96d133ea9f4ab00a323381e9a",
 )
 UPSAMPLED = Download(
-    f"{RAW}/drawbench_upsampled.txt",
+    f"{RAW}/prompts/drawbench_upsampled.txt",
     72_916,
     "8405d5e1318c8bc9f5bc8c3e41fdfaab5587170a9f4fa6d8c3e2f2d0ba8ed18e",
 )
@@ -37,36 +37,49 @@ def folder() -> Path | None:
     return found if found and found.is_dir() else None
 
 
+def download(file: Download, path: Path) -> None:
+    """Download one file to ``path``, unless it is there already.
+
+    Raises UserError without a network, and if what comes is not what was published; then nothing
+    is written.
+    """
+    if path.is_file() and files.sha256(path) == file.sha256:
+        return
+    try:
+        with urllib.request.urlopen(file.url, timeout=30) as reply:
+            data = reply.read()
+    except OSError as error:
+        raise UserError(
+            f"{file.url} cannot be fetched ({error}): download it yourself as {path}."
+        ) from None
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise UserError(f"{file.url} is not the file of its revision any more.")
+    with files.guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, data)
+
+
+def checked(path: Path, file: Download) -> bytes:
+    """The bytes of a published file; UserError if it is missing or another one."""
+    if not path.is_file() or files.sha256(path) != file.sha256:
+        raise UserError(f"{path} is missing or altered: it is {file.url} ({file.size:,} bytes).")
+    return path.read_bytes()
+
+
 def fetch(where: str | Path) -> Path:
     """Download the two files into a folder, unless they are there, and return the folder.
 
-    Raises UserError without a network, and if what comes is not what was published.
+    Raises UserError as ``download`` does.
     """
     where = Path(where).expanduser()
-    where.mkdir(parents=True, exist_ok=True)
     for file in (ORIGINAL, UPSAMPLED):
-        path = where / file.url.rpartition("/")[2]
-        if path.is_file() and files.sha256(path) == file.sha256:
-            continue
-        try:
-            with urllib.request.urlopen(file.url, timeout=30) as reply:
-                data = reply.read()
-        except OSError as error:
-            raise UserError(
-                f"{file.url} cannot be fetched ({error}): download it yourself into {where}."
-            ) from None
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise UserError(f"{file.url} is not the file of revision {REVISION[:7]} any more.")
-        files.write_atomic(path, data)
+        download(file, where / file.url.rpartition("/")[2])
     return where
 
 
 def lines(where: Path, file: Download) -> list[str]:
     """The lines of one of the files in a folder; UserError if it is missing or another one."""
-    path = Path(where) / file.url.rpartition("/")[2]
-    if not path.is_file() or files.sha256(path) != file.sha256:
-        raise UserError(f"{path} is missing or altered: it is {file.url} ({file.size:,} bytes).")
-    return path.read_text("utf-8").splitlines()
+    return checked(Path(where) / file.url.rpartition("/")[2], file).decode("utf-8").splitlines()
 
 
 def pairs(where: str | Path | None = None) -> pd.DataFrame:

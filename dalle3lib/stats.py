@@ -111,6 +111,27 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     return float(np.mean(sums >= d.sum() - rounding))
 
 
+def sign_flip_count_p(differences: Sequence[int]) -> float:
+    """The p value of ``sign_flip_p`` for differences that are whole numbers [n], however many.
+
+    Sums of whole numbers take few values, so their distribution is built up exactly, one
+    difference after the other, where listing all 2^n choices of signs would never end. It serves
+    where prompts, not training seeds, are the unit: counts of right images, say, one a prompt.
+    UserError for no difference or one that is not whole.
+    """
+    d = _checked(differences, least=1)
+    if (d != np.round(d)).any():
+        raise UserError("This sign-flip test takes whole numbers, such as counts of right images.")
+    chances = np.ones(1)  # of every second sum from -total to total
+    for size in np.abs(d).astype(int):
+        flip = np.zeros(size + 1)
+        flip[0] += 0.5  # with a minus
+        flip[-1] += 0.5  # with a plus, which is the same for a difference of zero
+        chances = np.convolve(chances, flip)
+    reached = int(np.abs(d).sum() + d.sum()) // 2
+    return float(min(1, chances[reached:].sum()))
+
+
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's (1979) adjusted p values of one family [m], in the order given.
 

@@ -385,6 +385,42 @@ def test_pilots_and_tests_of_equality_reach_the_verdict(finish):
     assert row(finish, EQUAL.id)["verdict"] == "replicated"
 
 
+RECOUNTED = {  # minus printed
+    "recount-drawbench-dalle3": -0.025,
+    "recount-drawbench-dalle2": 0.0,
+    "recount-drawbench-sdxl": -0.025,
+}
+COMPARED = {  # made-up effects, intervals and p values over prompts
+    "released-dalle3-over-dalle2-on-drawbench": (20, [15, 25], 1e-9),
+    "released-dalle3-over-sdxl-on-drawbench": (3, [1, 5], 0.011),
+    "released-dalle2-over-sdxl-on-drawbench": (2, [-3, 7], 0.2),
+}
+
+
+def recounted(**changes):
+    """Evidence for the whole family of the recount: no seeds, and no p value for the counts."""
+    count = {"seeds": 0, "unit": "% points"}
+    found = {name: {"effect": x, "interval": [x, x]} | count for name, x in RECOUNTED.items()}
+    for name, (effect, interval, p) in COMPARED.items():
+        found[name] = {"effect": effect, "interval": interval, "p": p} | count
+    return {name: entry | changes.get(name, {}) for name, entry in found.items()}
+
+
+def test_a_family_that_trains_nothing_gets_its_verdicts_without_seeds(finish):
+    finish(recounted(), "11_released_verdicts")
+    said = {name: row(finish, name)["verdict"] for name in recounted()}
+    assert {said[name] for name in RECOUNTED} == {"replicated"}
+    # six claims in the family, three of which have no p value and count as p = 1
+    assert [said[name] for name in COMPARED] == ["replicated", "direction only", "inconclusive"]
+    assert claims.cells(row(finish, "recount-drawbench-sdxl"))["seeds"] == "–"
+
+
+def test_a_recount_that_is_not_the_printed_number_contradicts_it(finish):
+    off = {"effect": 0.1, "interval": [0.1, 0.1]}
+    finish(recounted(**{"recount-drawbench-sdxl": off}), "11_released_verdicts")
+    assert row(finish, "recount-drawbench-sdxl")["verdict"] == "contradicted"
+
+
 # --- for readers ---------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dalle3lib import claims, config, paths, runs
+from dalle3lib.evals import published_files as public
 
 STEMS = config.notebook_stems()
 PRESETS = [path.stem for path in paths.presets_dir().glob("*.yaml")]
@@ -117,7 +118,11 @@ def test_nothing_changed_means_nothing_done(smoke):
 @pytest.mark.timeout(1500)
 def test_one_seed_gives_no_verdict(smoke):
     where, _ = smoke
+    untrained = {claim.id for claim in claims.load() if not claim.min_seeds}
     rows = {row["id"]: row for row in claims.ledger(where / "smoke")}
+    counted = {row["chapter"] for name, row in rows.items() if row["run"] and name in untrained}
+    assert counted == ({"11_released_verdicts"} if public.folder("benchmarks") else set())
+    rows = {name: row for name, row in rows.items() if name not in untrained}
     assert {row["chapter"] for row in rows.values() if row["run"]} == {
         "03_ssc_dsc",
         "04_caption_kind",
@@ -128,6 +133,29 @@ def test_one_seed_gives_no_verdict(smoke):
     for row in rows.values():
         wanted = "no verdict (1 seed" if row["run"] else "not tested (needs"
         assert row["verdict"].startswith(wanted)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_released_verdicts_count_where_they_are_and_are_missed_where_not(
+    benchmarks, tmp_path, monkeypatch, there
+):
+    if not there:
+        monkeypatch.delenv("DALLE3_BENCHMARKS")
+    code, said = finished(dalle3("run", "11_released_verdicts", runs_in=tmp_path))
+    assert code == 0, said
+    run = tmp_path / "smoke" / "11_released_verdicts" / "main"
+    family = [c.id for c in claims.load() if c.family == "table-1-recount"]
+    assert list(runs.results(run)["claims"]) == (family if there else [])
+    rows = {row["id"]: row["verdict"] for row in claims.ledger(tmp_path / "smoke")}
+    said = {claims.word(rows[name]) for name in family}
+    assert said == {"not tested"} if not there else "not tested" not in said
+    tables = {path.stem for path in run.glob("*.csv")}
+    always = {"win_rates"}
+    assert tables == (
+        always
+        if not there
+        else always | {*("recount", "differences", "categories", "answers", "prompt_lists")}
+    )
 
 
 @pytest.mark.timeout(1500)

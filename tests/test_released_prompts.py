@@ -69,7 +69,7 @@ def test_a_download_is_checked_before_it_is_kept(tmp_path, monkeypatch):
     assert len(asked) == 2  # nothing is fetched twice
     (tmp_path / "a.txt").unlink()
     content["a.txt"] = b"A dog.\n"
-    with pytest.raises(UserError, match="not the file of revision"):
+    with pytest.raises(UserError, match="not the file of its revision"):
         released_prompts.fetch(tmp_path)
     assert not (tmp_path / "a.txt").exists()
 

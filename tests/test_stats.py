@@ -64,6 +64,22 @@ def test_sign_flip_is_a_p_value_of_signs_only(d):
     assert stats.sign_flip_p([8 * x for x in d]) == p
 
 
+whole = st.lists(st.integers(-4, 4), min_size=1, max_size=12)
+
+
+@given(whole)
+def test_sign_flips_of_counts_are_those_of_any_numbers(d):
+    assert stats.sign_flip_count_p(d) == pytest.approx(stats.sign_flip_p(d), rel=1e-12)
+
+
+def test_sign_flips_of_many_counts():
+    assert stats.sign_flip_count_p([1] * 200) == pytest.approx(2.0**-200)  # one choice of all
+    assert stats.sign_flip_count_p([1, -1] * 100 + [0] * 9) == pytest.approx(0.5, abs=0.03)
+    for wrong in ([], [0.5], [np.nan]):
+        with pytest.raises(UserError):
+            stats.sign_flip_count_p(wrong)
+
+
 def test_sign_flip_agrees_with_scipy():
     d = rng(3).normal(0.3, 1, 9)
     reference = permutation_test(
