@@ -154,7 +154,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     states = pages.run_states(root)
     folders = [root.parent, ROOT] + ([] if data == "world" else [Path(data).absolute().parent])
     for chapter in chapters:
-        _write_chapter(chapter, source / "chapters", folders)
+        _write_chapter(chapter, root, source / "chapters", folders)
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
@@ -172,17 +172,22 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _write_chapter(chapter: Chapter, folder: Path, places: list[Path]) -> None:
+def _write_chapter(chapter: Chapter, root: Path, folder: Path, places: list[Path]) -> None:
     """Write a finished chapter's notebook, or the page that says that it failed.
 
-    ``places`` are folders of this machine, whose names are left out of the notebook.
+    The tables (CSV) of its run under ``root`` lie beside it, to download. ``places`` are folders
+    of this machine, whose names are left out of the notebook.
     """
     if chapter.problems:
         _write(folder / f"{chapter.stem}.md", pages.failure(chapter.title, chapter.problems))
-    else:
-        notebook = tidy(chapter.notebook, pages.made_by(chapter.state, chapter.copies))
-        text = pages.without(nbformat.writes(notebook), *places)
-        _write(folder / f"{chapter.stem}.ipynb", text)
+        return
+    tables = sorted((root / chapter.stem / chapter.state.run).glob("*.csv"))
+    for table in tables:
+        text = table.read_text("utf-8")
+        _write(folder / "tables" / chapter.stem / table.name, pages.without(text, *places))
+    note = pages.made_by(chapter.state, chapter.copies, [table.name for table in tables])
+    text = pages.without(nbformat.writes(tidy(chapter.notebook, note)), *places)
+    _write(folder / f"{chapter.stem}.ipynb", text)
 
 
 def tidy(notebook: nbformat.NotebookNode, note: str) -> nbformat.NotebookNode:

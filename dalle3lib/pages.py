@@ -7,6 +7,7 @@ Nothing here computes a result: the texts come from manifests, the ledger and th
 import pkgutil
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,16 @@ GROUPS = {
     ),
     "evaluation": (
         "Evaluation and claims",
-        ("evals", "upsample_scores", "human", "human_app", "elo", "stats", "claims"),
+        (
+            "evals",
+            "automatic_evaluation",
+            "upsample_scores",
+            "human",
+            "human_app",
+            "elo",
+            "stats",
+            "claims",
+        ),
     ),
     "runs": (
         "Runs, figures and the book",
@@ -111,10 +121,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def made_by(state: RunState, copies: int) -> str:
+def made_by(state: RunState, copies: int, tables: Sequence[str] = ()) -> str:
     """Return the line under a chapter's title: run, preset, duration, commit, linked to status.
 
-    ``copies`` is the number of executed copies of the notebook, of which this is the last.
+    ``copies`` is the number of executed copies of the notebook, of which this is the last;
+    ``tables`` are the files of its run that the page offers for download.
     """
     made = state.manifest
     parts = [
@@ -125,7 +136,9 @@ def made_by(state: RunState, copies: int) -> str:
     ]
     if copies > 1:
         parts.insert(1, f"the last of {copies} runs of this notebook")
-    return ":::{div} made-by\n" + " · ".join(parts) + "\n:::\n"
+    places = (f"{{download}}`{name} <tables/{state.notebook}/{name}>`" for name in tables)
+    links = [", ".join(places)] if tables else []
+    return ":::{div} made-by\n" + " · ".join([*parts, *links]) + "\n:::\n"
 
 
 def provenance(preset: str, data: str, states: list[RunState]) -> str:

@@ -7,20 +7,18 @@ deformations do not matter, "incorrect" only where something specific is wrong) 
 """
 
 import re
+from math import isnan
+
+from dalle3lib.evals.judge import parse
 
 LIMIT = 50  # words of thinking; fewer are allowed
-_WORD = re.compile(r"[a-z]+")
 _VERDICT = re.compile(r"\b(?:in)?correct\b")
 
 
 def verdict(answer: str) -> bool | None:
-    """Whether an answer's last word says "correct"; None if it says neither, in any case.
-
-    "incorrect" is looked for first, because it holds "correct".
-    """
-    words = _WORD.findall(answer.lower())
-    last = words[-1] if words else ""
-    return False if "incorrect" in last else True if "correct" in last else None
+    """Whether an answer's last word says "correct" (``judge.parse``); None if it says neither."""
+    said = parse(answer)
+    return None if isnan(said) else bool(said)
 
 
 def first_mention(answer: str) -> bool | None:

@@ -1,0 +1,340 @@
+"""Table 1 in the world: systems that add one step of the paper after another, its benchmarks, and
+a score with its reason for every picture (paper §4.1).
+
+The paper compares three products; here the systems differ in the paper's steps alone, so the table
+says what each is worth. The last "system" are rendered scenes, which show what was asked by
+construction: no instrument can rightly give more than it gives them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from dalle3lib import (
+    UserError,
+    arm,
+    chat_server,
+    decoder,
+    decoder_scores,
+    paths,
+    pretrained,
+    stats,
+    text,
+    upsample_scores,
+    upsampler,
+    vae,
+)
+from dalle3lib.config import Parameters
+from dalle3lib.evals import (
+    clip_score,
+    compbench,
+    counting,
+    detectors,
+    distribution,
+    drawbench,
+    judge,
+    noun_phrases,
+    spatial,
+    text_rendering,
+    vision_model,
+    vqa,
+    world_judge,
+)
+from dalle3lib.images import to_uint8
+from dalle3lib.randomness import rng
+from dalle3lib.sample import draw_latents
+from dalle3lib.world import World, scene
+from dalle3lib.world.compositions import composition
+from dalle3lib.world.drawbench import prompts as drawbench_prompts
+from dalle3lib.world.prompts import Probe, probe, satisfied
+from dalle3lib.world.render import render
+
+CEILING = "rendered scenes"
+POOL = 20_000  # scenes of the test split from which captions are sampled
+BOUND = ("colour", "shape", "texture")  # T2I-CompBench's sets in the paper's table
+BENCHMARKS = ("captions", "drawbench", *BOUND, "spatial", "numeracy", "text")
+# The VQA model of T2I-CompBench, as transformers has it, and the revision that is meant.
+BLIP = ("Salesforce/blip-vqa-capfilt-large", "c6af15bed424cf343aab3ff3bb31417ba272923a")
+UNITS = {"captions": "points"}  # of the others: %
+FINE = 16  # cycles across a picture; the power from there on is called its sharpness
+
+
+# ---- systems -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class System:
+    """What draws: an arm (kind-ratio-seed; None: the renderer), from which prompts, how decoded."""
+
+    name: str
+    arm: str | None
+    upsampled: bool = False
+    consistency: bool = False
+
+
+def systems(arms: Sequence[str]) -> list[System]:
+    """Each arm; the last one with upsampled prompts; with the consistency decoder too; the ceiling.
+
+    The last arm with both is the paper's whole recipe.
+    """
+    plain = [System(arm.label(name), name) for name in arms]
+    last = arms[-1]
+    steps = [System("+ upsampling", last, True), System("+ consistency decoder", last, True, True)]
+    return [*plain, *steps, System(CEILING, None)]
+
+
+def chosen(cfg: Parameters) -> list[System]:
+    """The systems of ``cfg.arms``, of which ``cfg.systems`` may name some; UserError for others."""
+    found = systems(cfg.arms)
+    known = {one.name: one for one in found}
+    if unknown := [name for name in cfg.systems if name not in known]:
+        raise UserError(f"There is no system {unknown[0]!r}: choose among {', '.join(known)}.")
+    return [known[name] for name in cfg.systems] or found
+
+
+# ---- benchmarks ----------------------------------------------------------------------------------
+
+
+def captions(count: int, seed: int) -> list[Probe]:
+    """Short captions of ``count`` scenes of the test split, sampled with a seed without repetition.
+
+    The paper samples 4,096 captions of COCO's validation images (§4.1.1).
+    """
+    picked = rng(seed, "table 1/captions").choice(POOL, count, replace=False)
+    records = World("test", POOL)
+    return [Probe(records[i].short, scene("test", i), {}) for i in map(int, picked)]
+
+
+def benchmarks(cfg: Parameters) -> dict[str, pd.DataFrame]:
+    """The prompts of each benchmark: rows with category, prompt, probe, seed and image number.
+
+    ``cfg`` gives the numbers: ``captions``, ``drawbench`` prompts with ``images`` pictures each,
+    ``compositions`` of each other set.
+    """
+    sets = {
+        "captions": [("captions", p) for p in captions(cfg.captions, cfg.seed)],
+        "drawbench": drawbench_prompts(cfg.drawbench),
+        **{n: [(n, p) for p in composition(n, cfg.compositions)] for n in BENCHMARKS[2:-1]},
+        "text": [("text", p) for p in probe("text", cfg.compositions)],
+    }
+    tables = {}
+    for name, found in sets.items():
+        images = cfg.images if name == "drawbench" else 1
+        rows = [(c, p.prompt, p, cfg.seed + i) for i in range(images) for c, p in found]
+        tables[name] = pd.DataFrame(rows, columns=["category", "prompt", "probe", "seed"])
+    return tables
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The models that turn prompts into pictures: text encoder, upsampler, both decoders."""
+
+    encoder: tuple
+    upsampler: tuple
+    decoders: dict[bool, object]  # by whether it is the consistency decoder
+    networks: dict[str, tuple]  # by arm: U-Net and guidance
+
+
+def studio(cfg: Parameters, some: Sequence[System]) -> Studio:
+    """Load what the systems need, where ``cfg`` says; UserError names an arm that is missing."""
+    device = pretrained.device(cfg)
+    names = {one.arm for one in some if one.arm}
+    two = decoder.ConsistencyDecoder(device, "world")
+    return Studio(
+        encoder=text.load(paths.foundation("t5")),
+        upsampler=upsampler.load(),
+        decoders={False: vae.load(paths.foundation("vae")).to(device), True: two},
+        networks={name: upsample_scores.network(cfg, name) for name in names},
+    )
+
+
+def draw(
+    system: System, prompts: pd.DataFrame, on: Studio, *, steps: int, seed: int
+) -> tuple[np.ndarray, list[str]]:
+    """A picture uint8 [N, 64, 64, 3] for each row of a benchmark, and the texts that were drawn.
+
+    Rows of one seed and prompt start from the same noise whatever the system. The upsampler's text
+    is taken as it comes: whoever uses it does not know how many objects are meant.
+    """
+    if system.arm is None:
+        return np.stack([render(one.scene) for one in prompts.probe]), list(prompts.prompt)
+    texts = list(prompts.prompt)
+    if system.upsampled:
+        texts = upsampler.write(*on.upsampler, texts, seed=seed)
+    unet, guidance = on.networks[system.arm]
+    pictures = np.empty((len(texts), 64, 64, 3), np.uint8)
+    for one, rows in prompts.reset_index(drop=True).groupby("seed").groups.items():
+        states = text.encode(*on.encoder, [texts[i] for i in rows])
+        latents = draw_latents(unet, states, seed=one, steps=steps, guidance=guidance)
+        pictures[rows] = decoded(latents, on.decoders[system.consistency])
+    return pictures, texts
+
+
+def decoded(latents: Tensor, by, batch: int = 64) -> np.ndarray:
+    """Latents [N, 4, h, w] as pictures uint8 by an autoencoder or a consistency decoder."""
+    parts = (latents / by.config.scaling_factor).split(batch)
+    return np.concatenate([to_uint8(by.decode(part).sample) for part in parts])
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What looks at pictures: scorer and VQA model as their ``load`` gives them, and a judge."""
+
+    scorer: tuple
+    vqa: tuple
+    judge: judge.Judge
+
+
+def instruments(cfg: Parameters) -> Instruments:
+    """Load what ``cfg`` names: scorer ``clip``, VQA model ``vqa``, ``judge`` (``judge_of``)."""
+    name = paths.foundation("judge") if cfg.vqa == "world" else cfg.vqa
+    answering = vqa.load(name, **({"revision": BLIP[1]} if name == BLIP[0] else {}))
+    scorer = clip_score.load(pretrained.directory("clip", cfg.clip))
+    return Instruments(scorer, answering, judge_of(cfg.judge, pretrained.device(cfg)))
+
+
+def judge_of(name: str, device: str = "cpu") -> judge.Judge:
+    """The judge of a name: "world", "server:MODEL", or a vision-language model's name or folder.
+
+    A server is the one of ``OPENAI_BASE_URL``; its key is in ``OPENAI_API_KEY``.
+    """
+    if name == "world":
+        return world_judge.load()
+    kind, _, model = name.partition(":")
+    talks = (
+        chat_server.client(model) if kind == "server" else vision_model.client(name, None, device)
+    )
+    return judge.by_chat(talks)
+
+
+def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments) -> pd.DataFrame:
+    """A row for each picture of a benchmark: prompt, seed, image, score, reason, and more.
+
+    Scores are CLIP's points for "captions" and shares of 1 for the others. ``clip`` is the CLIP
+    score of every picture with its prompt; ``reader`` whether the world's reader finds all that is
+    asked (NaN for captions, which have no ask).
+    """
+    said, asks, seeds = list(prompts.prompt), [p.ask for p in prompts.probe], list(prompts.seed)
+    clip = clip_score.score_images(*by.scorer, clip_score.resized(by.scorer[0], images), said)
+    phrases, found = noun_phrases.of_world(said), None
+    if name == "captions":
+        table = clip.copy()
+    elif name == "drawbench":
+        numbered = prompts.assign(image=range(len(prompts)))
+        table = drawbench.judged(
+            numbered, list(images), by.judge, dict(zip(said, asks, strict=True))
+        )
+    elif name in BOUND:
+        found = compbench.answers(*by.vqa, images, said, phrases)
+        table = compbench.scores(said, phrases, found, protocol="2024")
+    elif name == "spatial":
+        objects = spatial.objects_of_world(said, asks)
+        table = spatial.score_images(images, said, objects, detectors.world)
+    elif name == "numeracy":
+        asked = counting.asked_of_world(said, asks)
+        table = counting.score_images(images, said, asked, detectors.world)
+    else:
+        words = {p: ask["word"] for p, ask in zip(said, asks, strict=True)}
+        table = text_rendering.score_images(images, said, words)
+    if found:
+        table["score 2023"] = compbench.scores(said, phrases, found, protocol="2023").score
+    read = np.nan
+    if name != "captions":
+        facts = decoder_scores.reader.read(images)
+        read = [float(satisfied(a, f)) for a, f in zip(asks, facts, strict=True)]
+    extra = {"category": list(prompts.category), "seed": seeds, "clip": clip.score, "reader": read}
+    return table.assign(benchmark=name, **extra)
+
+
+def evaluate(
+    system: System, sets: dict[str, pd.DataFrame], on: Studio, by: Instruments, folder: Path,
+    *, steps: int, seed: int,
+) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
+    """All rows of a system on all benchmarks, and its pictures of "captions".
+
+    They are kept in ``folder`` benchmark by benchmark, so that an interrupted call goes on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tables, shown = [], np.empty((0, 64, 64, 3), np.uint8)
+    for name, prompts in sets.items():
+        place = folder / f"{system.name.strip('+ ').replace(' ', '-')}-{name}.parquet"
+        pictures = place.with_suffix(".npy")
+        if not place.is_file():
+            images, texts = draw(system, prompts, on, steps=steps, seed=seed)
+            rows = score(name, prompts, images, by).assign(system=system.name, drawn_from=texts)
+            if name == "captions":
+                np.save(pictures, images, allow_pickle=False)
+            rows.to_parquet(place)
+        tables.append(pd.read_parquet(place))
+        if name == "captions":
+            shown = np.load(pictures, allow_pickle=False)
+    return pd.concat(tables, ignore_index=True), shown
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def scaled(rows: pd.DataFrame) -> pd.Series:
+    """Scores in the unit of the table: points for captions, per cent for the others."""
+    return rows.score.where(rows.benchmark == "captions", 100 * rows.score)
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval over prompts of every system on every benchmark.
+
+    Rows (benchmark, system), in their order; columns mean, low, high, images. Pictures of one
+    prompt are averaged first.
+    """
+    found = {}
+    for key, group in rows.assign(value=scaled(rows)).groupby(["benchmark", "system"], sort=False):
+        means = group.groupby("prompt").value.mean().dropna().to_numpy()
+        low, high = stats.mean_interval(means, rng(0, "/".join(key)))
+        found[key] = {"mean": means.mean(), "low": low, "high": high, "images": len(group)}
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis(["benchmark", "system"])
+
+
+def effect(rows: pd.DataFrame, benchmark: str, first: str, second: str) -> dict:
+    """First minus second system on a benchmark, paired by prompt: effect, interval, unit."""
+    here = rows[rows.benchmark == benchmark].assign(value=scaled)
+    means = here.pivot_table(index="prompt", columns="system", values="value", sort=False)
+    pair = means[[first, second]].dropna()
+    values = pair[first].to_numpy(), pair[second].to_numpy()
+    interval = stats.paired_bootstrap(*values, rng(0, f"{benchmark}/{first}/{second}"))
+    unit = UNITS.get(benchmark, "% points")
+    return {"effect": float((values[0] - values[1]).mean()), "interval": interval, "unit": unit}
+
+
+def image_quality(
+    pictures: dict[str, np.ndarray],
+    reference: np.ndarray,
+    features: Callable[[np.ndarray], Tensor],
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What the three metrics do not see: distances of each system's pictures from real ones.
+
+    A row for each system: "KID" (times 1000) and "CMMD" with "low" and "high" to other pictures
+    ``reference`` uint8 [M, 64, 64, 3], by ``features``; "sharpness", the power of its pictures
+    from 16 cycles on over that of the reference: 1 is as sharp as those.
+    """
+    real, crisp = features(reference), decoder_scores.spectrum(reference)[FINE - 1 :].sum()
+    measures = {"KID": (distribution.kid, 1000), "CMMD": (distribution.cmmd, 1)}
+    rows = {}
+    for name, images in pictures.items():
+        ours, row = features(images), {}
+        for measure, (distance, factor) in measures.items():
+            ends = distribution.interval(ours, real, distance, rng(seed, f"{measure}/{name}"))
+            row[measure] = factor * distance(ours, real)
+            row[f"{measure} low"], row[f"{measure} high"] = (factor * end for end in ends)
+        power = decoder_scores.spectrum(images)[FINE - 1 :].sum()
+        rows[name] = row | {"sharpness": power / crisp}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
