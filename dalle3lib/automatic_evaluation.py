@@ -6,7 +6,7 @@ says what each is worth. The last "system" are rendered scenes, which show what 
 construction: no instrument can rightly give more than it gives them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -314,18 +314,42 @@ def effect(rows: pd.DataFrame, benchmark: str, first: str, second: str) -> dict:
     return {"effect": float((values[0] - values[1]).mean()), "interval": interval, "unit": unit}
 
 
+def steps(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """What each system adds to the one before, and the last one over the first: pairs by name."""
+    drawn = [name for name in names if name != CEILING]
+    pairs = {f"{a} over {b}": (a, b) for b, a in zip(drawn, drawn[1:], strict=False)}
+    pairs = {a if a.startswith("+") else name: (a, b) for name, (a, b) in pairs.items()}
+    return pairs | ({f"all over {drawn[0]}": (drawn[-1], drawn[0])} if len(drawn) > 2 else {})
+
+
+def worth(rows: pd.DataFrame, names: Sequence[str], sets: Sequence[str]) -> pd.DataFrame:
+    """``effect`` of each of the ``steps`` on each benchmark.
+
+    Rows (step, benchmark); columns value, low, high in ``unit``.
+    """
+    found = {}
+    for step, pair in steps(names).items():
+        for name in sets:
+            one = effect(rows, name, *pair)
+            low, high = one["interval"]
+            found[step, name] = {"value": one["effect"], "low": low, "high": high}
+            found[step, name]["unit"] = one["unit"]
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis(["step", "benchmark"])
+
+
 def image_quality(
-    pictures: dict[str, np.ndarray],
-    reference: np.ndarray,
-    features: Callable[[np.ndarray], Tensor],
-    seed: int = 0,
+    pictures: dict[str, np.ndarray], reference: np.ndarray, scorer, seed: int = 0
 ) -> pd.DataFrame:
     """What the three metrics do not see: distances of each system's pictures from real ones.
 
     A row for each system: "KID" (times 1000) and "CMMD" with "low" and "high" to other pictures
-    ``reference`` uint8 [M, 64, 64, 3], by ``features``; "sharpness", the power of its pictures
-    from 16 cycles on over that of the reference: 1 is as sharp as those.
+    ``reference`` uint8 [M, 64, 64, 3], by the features of a CLIP ``scorer``; "sharpness", the power
+    of its pictures from 16 cycles on over that of the reference: 1 is as sharp as those.
     """
+
+    def features(images: np.ndarray) -> Tensor:
+        return clip_score.image_features(scorer, clip_score.resized(scorer, images)).cpu()
+
     real, crisp = features(reference), decoder_scores.spectrum(reference)[FINE - 1 :].sum()
     measures = {"KID": (distribution.kid, 1000), "CMMD": (distribution.cmmd, 1)}
     rows = {}

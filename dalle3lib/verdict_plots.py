@@ -1,4 +1,4 @@
-"""Figures of the chapter on OpenAI's released verdicts."""
+"""Figures of the chapters on automatic evaluation and on OpenAI's released verdicts."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -11,6 +11,7 @@ from pandas import DataFrame
 
 from dalle3lib.plots import COLOURS
 
+MANY = (*COLOURS, "#CC79A7", "#A07000")  # for up to six names
 SYSTEM_COLOURS = {"DALL-E 3": "#00795A", "DALL-E 2": "#0072B2", "SDXL": "#D55E00"}
 
 
@@ -27,12 +28,12 @@ def dots(tables: dict[str, DataFrame], xlabel: str, line: float | None = None) -
     figure, axis = plt.subplots(
         figsize=(9, 0.9 + len(rows) * max(0.3, 0.14 * len(tables))), layout="constrained", dpi=110
     )
-    for i, ((name, table), colour) in enumerate(zip(tables.items(), cycle(COLOURS))):  # noqa: B905
+    for i, ((name, table), colour) in enumerate(zip(tables.items(), cycle(MANY))):  # noqa: B905
         colour = SYSTEM_COLOURS.get(name, colour)
         table = table.reindex(rows)
         y = np.arange(len(rows)) + apart * (i - (len(tables) - 1) / 2)
         axis.hlines(y, table.low, table.high, color=colour)
-        axis.plot(table["value"], y, "osD^"[i % 4], color=colour, markersize=5, label=name)
+        axis.plot(table["value"], y, "osD^vP"[i % 6], color=colour, markersize=5, label=name)
     for row in range(1, len(rows), 2):
         axis.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0)
     if line is not None:

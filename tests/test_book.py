@@ -120,6 +120,7 @@ def built(tmp_path_factory):
     (sources / "presets").mkdir()
     (sources / "presets" / "smoke.yaml").write_text("# A look. Free.\ncommon:\n  data: world\n")
     write_run(root, "01_world", "main")
+    (root / "01_world" / "main" / "scores.csv").write_text(f"score,reason\n1,seen in {root}\n")
     write_run(root, "04_caption_kind", "main")
     write_run(root, "04a_train_arm", "dsc-95-0", finished="2026-01-02T00:00:00+00:00")
     write_run(root, "04a_train_arm", "original-0")
@@ -145,6 +146,13 @@ def test_the_build_has_no_warning_and_ends_with_the_failed_chapter(built):
     assert (html / "index.html").is_file()
     assert "02_captioning failed" in error
     assert not re.search("(WARNING|ERROR):", (html.parent / "build.log").read_text())
+
+
+def test_tables_of_a_run_can_be_downloaded(built):
+    page = (built[0] / "chapters" / "01_world.html").read_text()
+    (address,) = re.findall(r'href="(\.\./_downloads/[^"]*scores\.csv)"', page)
+    content = (built[0] / "chapters" / address).read_text()
+    assert content.startswith("score,reason") and str(built[0].parents[1]) not in content
 
 
 def test_no_page_and_no_style_sheet_loads_anything_from_elsewhere(built):

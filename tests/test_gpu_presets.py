@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,15 @@ def site(benchmarks, tmp_path_factory) -> Iterator[Path]:
         shutil.rmtree(paths.ROOT / "book" / "_build" / root.name, ignore_errors=True)
 
 
-def dalle3(where: Path, *words: str, **changes: str) -> tuple[int, str]:
+def coco_annotations(where: Path) -> list[dict]:
+    """The captions of the machine's COCO folder."""
+    (file,) = (where / "coco2014").rglob("captions*.json")
+    return json.loads(file.read_text())["annotations"]
+
+
+def dalle3(
+    where: Path, *words: str, entry: Sequence[str] = ("-m", "dalle3lib"), **changes: str
+) -> tuple[int, str]:
     """Run the command line on that machine, without a network: exit code and output."""
     environment = os.environ | {
         "HF_HOME": str(where / "huggingface"),
@@ -58,7 +66,7 @@ def dalle3(where: Path, *words: str, **changes: str) -> tuple[int, str]:
         "PYTHONPATH": os.pathsep.join([str(paths.ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "dalle3lib", *words],
+        [sys.executable, *entry, *words],
         cwd=where,
         env=environment | changes,
         stdout=subprocess.PIPE,
@@ -113,6 +121,30 @@ def test_preset_gpu_from_tars_to_the_book(site):
     assert set(compared["arms"]) == {"original only", "DSC 95 %"}
     assert not any(compared["facts"].values())  # photographs have none
     assert "dsc-over-original-on-original-prompts" in compared["claims"]
+
+
+SCORED = """
+import sys
+from pathlib import Path
+from dalle3lib import config, photo_evaluation
+cfg = config.from_preset("04a_train_arm", preset=sys.argv[1], data="cc3m")
+table = photo_evaluation.evaluate(cfg, ["dsc-95-0"], 6, 3, Path("scored"))
+print(table.to_json(orient="index"))
+"""
+
+
+@pytest.mark.timeout(600)
+def test_arms_on_photographs_are_scored_with_coco_captions(site):
+    """It takes the arms of the test before, the captions of the folder, and the public scorer."""
+    preset = tiny(site, "gpu", size=128, arms=["original-0-0", "dsc-95-0"], **here(site))
+    code, said = dalle3(site, preset, entry=("-c", SCORED))
+    assert code == 0, said
+    row = json.loads(said.splitlines()[-1])["dsc-95-0"]
+    rows = pd.read_parquet(site / "scored" / "dsc-95-0.parquet")
+    texts = [a["caption"].strip() for a in coco_annotations(site)]
+    assert len(set(rows.prompt)) == len(rows) == 6 and set(rows.prompt) <= set(texts)
+    assert row["mean"] == pytest.approx(rows.score.mean()) and row["low"] <= row["high"]
+    assert (rows.score > 0).any() or row["hessel"] == 0
 
 
 @pytest.mark.timeout(600)
