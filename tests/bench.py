@@ -13,7 +13,18 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dalle3lib import arm, captioner, diffusion, paths, text, unet, vae
+from dalle3lib import (
+    arm,
+    captioner,
+    decoder_network,
+    decoder_samples,
+    decoder_scores,
+    diffusion,
+    paths,
+    text,
+    unet,
+    vae,
+)
 from dalle3lib.caption_decoding import encode_images
 from dalle3lib.images import stack, to_tensor
 from dalle3lib.train import update_ema
@@ -223,6 +234,18 @@ def compiling(batch: int = 64) -> None:
           f"{batch / after:.0f} compiled: {before / after:.2f}x, after {first:.0f} s")  # fmt: skip
 
 
+def decoding(pictures: int = 16) -> None:
+    """What the consistency decoder costs beside the autoencoder's own, in time and memory."""
+    model = vae.load(paths.foundation("vae"))
+    teacher, student = (
+        decoder_network.load(paths.foundation(name)) for name in ("decoder-teacher", "decoder")
+    )
+    ways = decoder_scores.decoders(model, teacher, student)
+    table = decoder_samples.cost(torch.randn(pictures, 4, 8, 8), ways)
+    print(f"decoding {pictures} pictures of 64 pixels; time and memory are ratios to the VAE's")
+    print(table.round(2).to_string())
+
+
 def main() -> None:
     """Runs every bench and prints its table."""
     torch.set_num_threads(1)
@@ -230,6 +253,7 @@ def main() -> None:
     training()
     variants()
     compiling()
+    decoding()
     caching()
     captioning()
     two_processes()

@@ -26,7 +26,7 @@ def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """exp(-|x - y|² / (2 sigma²)) of all pairs of features [N, d] and [M, d]: [N, M] (CMMD's)."""
+    """The Gaussian of the distance of all pairs of features [N, d] and [M, d]: [N, M] (CMMD's)."""
     return torch.exp(-torch.cdist(x, y).square() / (2 * CMMD_SIGMA**2))
 
 
