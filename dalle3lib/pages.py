@@ -44,7 +44,10 @@ GROUPS = {
     ),
     "evaluation": (
         "Evaluation and claims",
-        ("evals", "upsample_scores", "human", "human_app", "stats", "claims"),
+        (
+            *("evals", "upsample_scores", "human", "human_app", "stats", "power", "claims"),
+            *("study", "study_results", "study_evidence", "freezing"),
+        ),
     ),
     "runs": (
         "Runs, figures and the book",
