@@ -231,7 +231,7 @@ def test_seed_means_leave_out_what_no_seed_has():
         ([[NAN, NAN]], "No prompt is left"),
         ([1, 2], "seeds x prompts"),
         (np.zeros((3, 0)), "No prompt is left"),
-        ([[1, np.inf]], "missing or infinite"),
+        ([[1, np.inf], [1, 2]], "missing or infinite"),
     ],
 )
 def test_matrices_that_cannot_be_averaged(matrix, message):
