@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     upsample.add_options(command("upsample", upsample.command, preset=""))
     study.add_options(command("study", study.command, preset=""))
     freeze = command("freeze", freeze_command, preset="")
-    freeze.add_argument("families", nargs="+", metavar="FAMILY", help="of data/claims.yaml")
+    freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser
 
 
@@ -327,7 +327,7 @@ def freeze_command(options: argparse.Namespace) -> None:
     """Fix what claims say by their hashes, before their study has results."""
     from dalle3lib import freezing
 
-    frozen = freezing.freeze(options.families)
+    frozen = freezing.freeze(options.names)
     print(f"{len(frozen)} claims are frozen: {', '.join(frozen)}. Commit data/claims.yaml.")
 
 

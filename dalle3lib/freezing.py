@@ -8,23 +8,23 @@ from dalle3lib import UserError, claims, files, paths
 from dalle3lib.config import nearest
 
 
-def freeze(families: Sequence[str], path: str | Path | None = None) -> list[str]:
-    """Write the hash of every claim of some families into the file of claims; their ids.
+def freeze(names: Sequence[str], path: str | Path | None = None) -> list[str]:
+    """Write the hash of every claim named, by its family or its own id; the ids of those claims.
 
     Claims that are frozen already stay as they are. Nothing else in the file changes. Raises
-    UserError for an unknown family, one without claims still open, and for claims whose study has
+    UserError for an unknown name, if no claim named is still open, and for claims whose study has
     results already: then it is too late.
     """
     path = Path(path or paths.ROOT / "data" / "claims.yaml")
     known = claims.load(path)
-    for family in families:
-        if family not in {claim.family for claim in known}:
-            raise UserError(
-                f"There is no family {family!r}{nearest(family, {c.family for c in known})}"
-            )
-    chosen = [claim for claim in known if claim.family in families and claim.frozen is None]
+    valid = {name for claim in known for name in (claim.family, claim.id)}
+    for name in names:
+        if name not in valid:
+            raise UserError(f"There is no family or claim {name!r}{nearest(name, valid)}")
+    named = [claim for claim in known if {claim.family, claim.id} & set(names)]
+    chosen = [claim for claim in named if claim.frozen is None]
     if not chosen:
-        raise UserError(f"All claims of {', '.join(families)} are frozen already.")
+        raise UserError(f"All claims of {', '.join(names)} are frozen already.")
     _refuse_if_known(chosen)
     text = path.read_text(encoding="utf-8")
     for claim in chosen:

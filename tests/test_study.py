@@ -480,7 +480,7 @@ def test_freezing_fills_in_hashes_and_nothing_else(folder, ledger):
 
 
 def test_freezing_comes_before_results(folder, ledger):
-    with pytest.raises(UserError, match="no family 'mixing-ration'; did you mean 'mixing-ratio'"):
+    with pytest.raises(UserError, match="claim 'mixing-ration'; did you mean 'mixing-ratio'"):
         freezing.freeze(["mixing-ration"], ledger)
     fill(folder, ["dsc-95"], [10], "pilot")
     freezing.freeze(["mixing-ratio"], ledger)  # the pilot decides nothing
@@ -492,6 +492,7 @@ def test_freezing_comes_before_results(folder, ledger):
         freezing.freeze(["caption-kind"], ledger)
     assert ledger.read_text() == before
     freezing.freeze(["table-1-recount"], ledger)  # which the study says nothing about
+    assert freezing.freeze(["recipe-made-dalle3"], ledger) == ["recipe-made-dalle3"]  # alone
 
 
 # ---- one run to the end --------------------------------------------------------------------------
