@@ -85,7 +85,7 @@ GOLDEN = {
         "loss": [1.143057, 1.170086, 1.058247, 1.090048, 1.032204],
         "weights": 0.0526695,
         "latents": [-0.02317, 0.869854],
-        "parameters": "483794af67913df6bafd6682660cbf35a6dc694caf5956a1482e9d6548c27d26",
+        "parameters": "9b9a06e95ffa9e1284b2d50a1639630de4079ff9ea4274cb9d499ab5844fcb6a",
         "prompts": "7841f58901c9054f536babdc842cb900e4cf7dbafbf0fe333e6857c53ba38397",
     }
 }
