@@ -46,7 +46,7 @@ GROUPS = {
         "Evaluation and claims",
         (
             *("evals", "upsample_scores", "human", "human_app", "stats", "power", "claims"),
-            *("study", "study_results", "study_evidence", "freezing"),
+            *("study", "study_results", "study_evidence", "study_planning", "freezing"),
         ),
     ),
     "runs": (

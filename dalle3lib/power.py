@@ -147,11 +147,11 @@ def a_a(matrix: np.ndarray, rng: np.random.Generator, count: int = SIMULATED) ->
 def sign_flip_ps(differences: np.ndarray) -> np.ndarray:
     """``stats.sign_flip_p`` of each row of [count, n seeds], at once."""
     count, n = differences.shape
-    signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+    signs = 1.0 - 2 * ((np.arange(2**n) >> np.arange(n)[:, None]) & 1)
     found = []
     for rows in np.array_split(differences, max(1, count * 2**n // 2**23)):
         least = rows.sum(axis=1) - 1e-9 * np.abs(rows).sum(axis=1)
-        found.append((rows @ signs.T >= least[:, None]).mean(axis=1))
+        found.append((rows @ signs >= least[:, None]).mean(axis=1))
     return np.concatenate(found)
 
 
@@ -192,6 +192,12 @@ def seeds_needed(
     wanted: float = 0.8,
     alpha: float = 0.05,
 ) -> int | None:
-    """The fewest seeds with ``wanted`` power; None if 16 are not enough."""
-    enough = (n for n in range(2, MOST_SEEDS + 1) if power(effect / sd, n, rng, alpha) >= wanted)
-    return next(enough, None)
+    """The fewest seeds with ``wanted`` power, found by bisection; None if 16 are not enough."""
+    low, high = 1, MOST_SEEDS  # too few, enough
+    if power(effect / sd, high, rng, alpha) < wanted:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = power(effect / sd, middle, rng, alpha) >= wanted
+        low, high = (low, middle) if enough else (middle, high)
+    return high

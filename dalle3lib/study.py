@@ -256,10 +256,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Make the runs of the study that are missing (the same command goes on after an "
         "interruption), print the plan alone, compare one run made here with the committed "
-        "results, or print what the results say of the claims."
+        "results, or print what the results say of the claims, and of the power of the study."
     )
     parser.add_argument(
-        "action", nargs="?", default="run", choices=("run", "plan", "check", "evidence")
+        "action", nargs="?", default="run", choices=("run", "plan", "check", "evidence", "power")
     )
     parser.add_argument("name", nargs="?", metavar="RUN", help="to check, such as dsc-95-100")
     parser.add_argument("--stage", default="main", choices=tuple(STAGES))
@@ -274,6 +274,11 @@ def command(options: argparse.Namespace) -> int:
         return 0 if check(options.name) else 1
     if options.action == "evidence":
         print(report(options.stage))
+        return 0
+    if options.action == "power":
+        from dalle3lib import study_planning
+
+        print(study_planning.report(options.stage))
         return 0
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, not {options.processes}.")

@@ -26,6 +26,7 @@ from dalle3lib import (
     runs,
     study,
     study_evidence,
+    study_planning,
     study_results,
 )
 from dalle3lib.__main__ import main
@@ -449,6 +450,41 @@ def test_the_pilot_decides_nothing(folder):
     assert entry["pilot"] and claims.verdict(
         claim, entry["effect"], entry["interval"], 0.01, 10, entry["pilot"]
     ) == "pilot"  # fmt: skip
+
+
+# ---- planning ------------------------------------------------------------------------------------
+
+
+def noisy_pilot(folder, sd: float) -> None:
+    """A pilot whose CLIP scores have a seed x arm deviation of ``sd`` and a residual of 1."""
+    fill(folder, study.STAGES["pilot"][0], range(10, 14), "pilot")
+    random = np.random.default_rng(0)
+    for path in study_results.names("pilot"):
+        table, about = study_results.read(path)
+        table["score"] += random.normal(0, sd) + random.normal(0, 1, len(table))
+        study_results.write("pilot", path.stem, table, about)
+
+
+def test_the_pilot_says_how_many_seeds_are_needed(folder, monkeypatch):
+    monkeypatch.setattr(study_planning.power, "MOST_SEEDS", 10)  # for speed
+    noisy_pilot(folder, 0.01)
+    results = study_results.load("pilot")
+    found = study_planning.variances(results)["CLIP score, original"]
+    assert 0.4 < found.residual < 1.6
+    table = study_planning.needs(results)
+    sure = table.loc["dsc-over-ssc-on-descriptive-prompts"]
+    sd = np.std(study_evidence.evidence("pilot")[sure.name]["by_seed"], ddof=1)
+    assert sure.sd == pytest.approx(sd) and sure.smallest == 0.5
+    assert "short-prompts-score-like-original-prompts" not in table.index
+    assert (table.power.between(0, 1)).all() and (table.seeds.dropna() >= 7).all()  # 2^-7 < .05/6
+    said = study_planning.report("pilot", count=20)
+    assert "Variance components" in said and "two-level interval covers" in said
+
+
+def test_a_pilot_of_one_seed_says_nothing(folder, capsys):
+    fill(folder, ["ssc-95", "dsc-95"], [10], "pilot")
+    assert main(["study", "power", "--stage", "pilot"]) == 1
+    assert "one seed only" in capsys.readouterr().err
 
 
 # ---- freezing ------------------------------------------------------------------------------------
