@@ -64,6 +64,13 @@ def controls(results: Results, seeds: int = PLANNED, count: int = power.SIMULATE
     ).T
 
 
+def a_a(results: Results) -> pd.DataFrame:
+    """``power.a_a`` of every arm's CLIP score with original prompts: a row each."""
+    _, arrays = matrices(results, common=True)
+    scores = {arm: arrays[arm, KINDS[0], "score"] for arm in results.tables}
+    return pd.DataFrame({arm: power.a_a(s, rng(0, f"a-a/{arm}")) for arm, s in scores.items()}).T
+
+
 def report(stage: str, count: int = power.SIMULATED) -> str:
     """Variances, power and error rates (of ``count`` simulated studies) of a stage as plain text.
 
@@ -80,4 +87,6 @@ def report(stage: str, count: int = power.SIMULATED) -> str:
             results, count=count
         ),
     }
+    if min(map(len, results.tables.values())) >= PLANNED:
+        parts["An arm against itself, half of its seeds against the others"] = a_a(results)
     return "\n\n".join(f"{title}\n{table.to_string()}" for title, table in parts.items())

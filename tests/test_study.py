@@ -481,6 +481,13 @@ def test_the_pilot_says_how_many_seeds_are_needed(folder, monkeypatch):
     assert "Variance components" in said and "two-level interval covers" in said
 
 
+def test_each_arm_is_set_against_itself(folder):
+    fill(folder, ["ssc-95", "dsc-95"], range(100, 110))
+    table = study_planning.a_a(study_results.load("main"))
+    assert list(table.index) == ["dsc-95", "ssc-95"] and (table.expected == 1 / 32).all()
+    assert (table["false positives"] < 0.1).all()
+
+
 def test_a_pilot_of_one_seed_says_nothing(folder, capsys):
     fill(folder, ["ssc-95", "dsc-95"], [10], "pilot")
     assert main(["study", "power", "--stage", "pilot"]) == 1
