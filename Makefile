@@ -4,6 +4,8 @@
 PRESET ?= cpu
 DATA ?= world
 PROFILE ?= local
+STAGE ?= main
+PROCESSES ?= 2
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.installed
@@ -46,8 +48,8 @@ bench: $(READY)  ## measure the speed of rendering, captioning and training
 soak: $(EXTRAS)  ## run the long repeated tests
 	$(BIN)/python -m pytest -q -m soak
 
-study:  ## run the many-seed study behind the verdicts (preset study)
-	@$(MAKE) --no-print-directory book PRESET=study
+study: $(READY)  ## run what is missing of the many-seed study (STAGE=pilot or main, PROCESSES)
+	@$(BIN)/python -m dalle3lib study --stage "$(STAGE)" --processes "$(PROCESSES)"
 
 clean:  ## delete all runs and built books (the environment stays)
 	rm -rf runs book/_build

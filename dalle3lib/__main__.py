@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, config, fingerprint, paths, runs, upsample
+from dalle3lib import UserError, config, fingerprint, paths, runs, study, upsample
 from dalle3lib.files import guard, write_atomic
 
 # One thread a process: two jobs share two cores, and a sum has the same bits in every run.
@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     command("claims", claims_command).add_argument("--json", action="store_true")
     _recaption_options(command("recaption", recaption_command, preset=""))
     upsample.add_options(command("upsample", upsample.command, preset=""))
+    study.add_options(command("study", study.command, preset=""))
+    freeze = command("freeze", freeze_command, preset="")
+    freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser
 
 
@@ -318,6 +321,14 @@ def claims_command(options: argparse.Namespace) -> None:
     from dalle3lib import claims
 
     claims.main(_root(options), as_json=options.json)
+
+
+def freeze_command(options: argparse.Namespace) -> None:
+    """Fix what claims say by their hashes, before their study has results."""
+    from dalle3lib import freezing
+
+    frozen = freezing.freeze(options.names)
+    print(f"{len(frozen)} claims are frozen: {', '.join(frozen)}. Commit data/claims.yaml.")
 
 
 def recaption_command(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ noise, and differ in nothing but the captions they train on.
 """
 
 import copy
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -204,8 +205,11 @@ def choose_guidance(cfg: Parameters, model: UNet2DConditionModel) -> pd.Series:
     """The mean CLIP score of Figure 4's kinds of prompt at each scale in ``cfg.guidances``.
 
     The prompts are the ``cfg.tuning`` held-out records that follow those the arm is evaluated on
-    (fewer images than that overlap). The scale to use is the series' ``idxmax()``.
+    (fewer images than that overlap); where these are of the test split, those in the same places
+    of the dev split. The scale to use is the series' ``idxmax()``.
     """
+    if cfg.get("prompts_from", "dev") == "test":
+        cfg = dataclasses.replace(cfg, values=cfg.values | {"prompts_from": "dev"})
     tuning = pairs.held_out(cfg, cfg.prompts + cfg.tuning)[-cfg.tuning :]
     on = studio(tuning, cfg, prompts(tuning))
     options = {"seed": cfg.seed, "steps": cfg.sampling_steps}
@@ -218,13 +222,16 @@ def score_snapshots(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """``score`` of every snapshot in ``directory``, with a column ``step``.
 
+    Before the last one only Figure 4's kinds of prompt are asked, if they are asked at all.
     Returns all tables as one, and the last snapshot's pictures; ``model`` ends with its weights.
     """
     on, tables, pictures = studio(evaluation_records(cfg), cfg), [], {}
     options = {"seed": cfg.seed, "steps": cfg.sampling_steps, "guidance": guidance}
+    curve = {kind: texts for kind, texts in on.texts.items() if kind in FIGURE_4}
+    on_the_way = dataclasses.replace(on, texts=curve or on.texts)
     for step in snapshot_steps(cfg.steps, cfg.evaluations):
         model.load_state_dict(load_file(directory / f"ema-{step:06d}.safetensors"))
-        table, pictures = score(model, on, **options)
+        table, pictures = score(model, on if step == cfg.steps else on_the_way, **options)
         tables.append(table.assign(step=step))
     return pd.concat(tables, ignore_index=True), pictures
 

@@ -46,14 +46,9 @@ GROUPS = {
     "evaluation": (
         "Evaluation and claims",
         (
-            "evals",
-            "automatic_evaluation",
-            "upsample_scores",
-            "human",
-            "human_app",
-            "elo",
-            "stats",
-            "claims",
+            *("evals", "automatic_evaluation", "photo_evaluation", "upsample_scores"),
+            *("human", "human_app", "elo", "stats", "power", "claims"),
+            *("study", "study_results", "study_evidence", "study_planning", "freezing"),
         ),
     ),
     "runs": (

@@ -22,6 +22,7 @@ from dalle3lib.shards import KINDS
 from dalle3lib.tars import Item
 
 WRITTEN = "written"  # the captions are the committed ones, or written now by the shipped captioners
+HELD_OUT = ("dev", "test")  # splits of which prompts are made; the study takes test
 AT_ONCE = 256  # images that are decoded side by side
 
 
@@ -124,13 +125,14 @@ def first(data: str, captions: Captions, count: int, size: int) -> list[tuple[Re
 def held_out(cfg: Parameters, count: int) -> list[Record]:
     """The first ``count`` records that no arm trains on (fewer if there are no more).
 
-    They are the dev split of the data, or, where ``cfg.prompts_from`` names a folder, its images.
-    Their descriptive captions are then those in ``cfg.prompt_captions`` if it names a folder made
-    by ``recaption``. Raises UserError for an image that has none there.
+    They are the split of the data that ``cfg.prompts_from`` names (``HELD_OUT``), or, where it
+    names a folder, its images. Their descriptive captions are then those in
+    ``cfg.prompt_captions`` if it names a folder made by ``recaption``. Raises UserError for an
+    image that has none there.
     """
     size, folder = cfg.get("size", 64), cfg.get("prompts_from", "dev")
-    if folder == "dev":
-        return list(open_source(cfg.data, "dev", count, size, cfg.noise))
+    if folder in HELD_OUT:
+        return list(open_source(cfg.data, folder, count, size, cfg.noise))
     records = first_of_folder(paths.folder(folder), count, size)
     if cfg.prompt_captions == WRITTEN:
         return records

@@ -149,6 +149,110 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
+# ---- matrices of seeds x prompts -----------------------------------------------------------------
+
+
+def seed_means(matrix: np.ndarray) -> np.ndarray:
+    """The mean over prompts of each seed, [seeds], of scores or differences [seeds, prompts].
+
+    A prompt without the fact that is measured is NaN in every seed and does not count. UserError
+    if it is NaN in some seeds only, or if no prompt is left.
+    """
+    return _measured(matrix).mean(axis=1)
+
+
+def _measured(matrix: np.ndarray) -> np.ndarray:
+    """The columns of a matrix [seeds, prompts] that are measured; UserError as ``seed_means``."""
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.ndim != 2:
+        raise UserError(f"This needs a table of seeds x prompts, not an array {matrix.shape}.")
+    missing = np.isnan(matrix)
+    if (missing.any(axis=0) != missing.all(axis=0)).any():
+        raise UserError("A prompt is scored for some seeds only; score it for all, or for none.")
+    found = matrix[:, ~missing.any(axis=0)]
+    if not found.size:
+        raise UserError("No prompt is left to average: none has the fact that is measured.")
+    return found
+
+
+def two_level_interval(
+    matrix: np.ndarray, rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of the mean of [seeds, prompts], both drawn again.
+
+    Each resample draws seeds and, for all of them alike, prompts (they are crossed), so it covers
+    the mean over other seeds *and other prompts*. UserError as ``seed_means``.
+    """
+    values = _measured(matrix)
+    (seeds, prompts), means = values.shape, []
+    for size in np.diff([*range(0, resamples, max(1, 2**22 // prompts)), resamples]):
+        drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size) @ values
+        times = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size)
+        means.append((drawn * times).sum(axis=1) / (seeds * prompts))
+    low, high = np.percentile(np.concatenate(means), [50 * (1 - level), 50 * (1 + level)])
+    return float(low), float(high)
+
+
+def equivalence_p(differences: Sequence[float], margin: float) -> float:
+    """The p value of "no difference as large as ``margin``" over seeds [n] (TOST, Schuirmann 1987).
+
+    Two one-sided exact sign-flip tests, that the mean lies above -margin and below +margin; both
+    must pass, so the larger p value counts. UserError for a margin that is not above zero.
+    """
+    if not margin > 0:
+        raise UserError(f"A margin of equivalence must be above zero, not {margin}.")
+    d = _checked(differences, least=1)
+    return max(sign_flip_p(d + margin), sign_flip_p(margin - d))
+
+
+def slopes(shares: Sequence[float], scores: np.ndarray) -> np.ndarray:
+    """Least-squares slopes over the first axis: [k, ...] scores at k shares become [...].
+
+    With the seeds' means [k, seeds] it is the trend of each seed, with scores [k, seeds, prompts]
+    that of each seed and prompt; both have the same mean. In the scores' unit per unit of share.
+    UserError unless there are two or more different shares, one for each row.
+    """
+    shares, scores = np.asarray(shares, np.float64), np.asarray(scores, np.float64)
+    if shares.ndim != 1 or len(shares) != len(scores) or np.unique(shares).size < 2:
+        raise UserError(f"A trend needs scores at two or more shares, not {shares.tolist()}.")
+    away = shares - shares.mean()
+    return np.tensordot(away, scores, axes=1) / (away**2).sum()
+
+
+def effect(
+    matrix: np.ndarray,
+    rng: np.random.Generator,
+    direction: str = "greater",
+    margin: float = 0.0,
+    resamples: int = RESAMPLES,
+) -> dict[str, object]:
+    """The evidence in paired differences [seeds, prompts] for a claim, as the ledger takes it.
+
+    ``direction`` (greater, less, equal, two-sided) and the smallest effect of interest ``margin``
+    are the claim's. Keys: effect, interval (BCa over seeds), two_level (over seeds and prompts),
+    by_seed, seeds, p (exact sign flips in the claimed direction; None for equal) and, with a
+    margin, equivalence_p. UserError as ``seed_means``, and for a single seed.
+    """
+    d = seed_means(matrix)
+    found = {
+        "effect": float(d.mean()),
+        "interval": seed_interval(d, rng),
+        "two_level": two_level_interval(matrix, rng, resamples=resamples),
+        "by_seed": d.tolist(),
+        "seeds": len(d),
+        "p": directed_p(d, direction),
+    }
+    return found | ({"equivalence_p": equivalence_p(d, margin)} if margin > 0 else {})
+
+
+def directed_p(differences: Sequence[float], direction: str) -> float | None:
+    """``sign_flip_p`` in a claim's direction; two-sided twice the smaller; None for "equal"."""
+    d = _checked(differences, least=1)
+    up, down = sign_flip_p(d), sign_flip_p(-d)
+    both = min(1.0, 2 * min(up, down))
+    return {"greater": up, "less": down, "two-sided": both, "equal": None}[direction]
+
+
 def _checked(values: Sequence[float], least: int) -> np.ndarray:
     """The values as float64 [n]; UserError if too few, not a flat list, or not all finite."""
     array = np.asarray(values, dtype=np.float64)

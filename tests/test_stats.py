@@ -229,3 +229,107 @@ def test_ratio_interval_weighs_units_by_their_wholes():
 def test_ratio_interval_needs_two_equal_tables(bad):
     with pytest.raises(UserError):
         stats.ratio_interval(bad, np.ones((2, 1)), np.random.default_rng(0))
+
+
+# --- matrices of seeds x prompts -----------------------------------------------------------------
+
+NAN = np.nan
+
+
+def test_seed_means_leave_out_what_no_seed_has():
+    assert stats.seed_means([[1, NAN, 3], [5, NAN, 9]]).tolist() == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        ([[1, NAN], [1, 2]], "for some seeds only"),
+        ([[NAN, NAN]], "No prompt is left"),
+        ([1, 2], "seeds x prompts"),
+        (np.zeros((3, 0)), "No prompt is left"),
+        ([[1, np.inf], [1, 2]], "missing or infinite"),
+    ],
+)
+def test_matrices_that_cannot_be_averaged(matrix, message):
+    with pytest.raises(UserError, match=message):
+        stats.effect(matrix, rng())
+
+
+def test_two_level_interval_of_one_seed_is_that_over_prompts():
+    values = rng(1).normal(3, 1, 150)
+    two = stats.two_level_interval(values[None], rng(2))
+    assert two == pytest.approx(stats.mean_interval(values, rng(3)), abs=0.01)
+
+
+def test_two_level_interval_of_one_prompt_is_that_over_seeds():
+    values = rng(1).normal(3, 1, 12)
+    two = stats.two_level_interval(values[:, None], rng(2))
+    assert two == pytest.approx(stats.mean_interval(values, rng(3)), abs=0.03)
+
+
+def test_two_level_interval_by_hand():
+    """Rows 0 and 1, columns alike: means 0, 1/2, 1 as of two values; no doubt about equal ones."""
+    assert stats.two_level_interval([[0, 0, 0], [1, 1, 1]], rng()) == (0, 1)
+    assert stats.two_level_interval(np.full((4, 5), 2.5), rng()) == (2.5, 2.5)
+    with_missing = [[0, NAN, 0], [1, NAN, 1]]
+    assert stats.two_level_interval(with_missing, rng()) == (0, 1)
+
+
+def test_two_level_interval_is_wider_where_prompts_differ():
+    seeds, prompts = rng(1).normal(0, 1, (10, 1)), rng(2).normal(0, 20, (1, 60))
+    widths = [np.diff(stats.two_level_interval(m, rng()))[0] for m in (seeds, seeds + prompts)]
+    assert widths[1] > 4 * widths[0]
+
+
+@pytest.mark.parametrize(
+    ("d", "p"),
+    [
+        ([0, 0, 0], 1 / 8),  # [1, 1, 1] on either side
+        ([2, 2, 2], 1),  # [-1, -1, -1] above
+        ([-3, 1, 1], 4 / 8),  # [-2, 2, 2]: of 6, 2 2 2, -2 -2 -2, -6 four reach 2; [4, 0, 0]: four
+        ([0.5, 0.5, -0.5], 1 / 8),  # [1.5, 1.5, 0.5] and [0.5, 0.5, 1.5]
+    ],
+)
+def test_equivalence_by_hand(d, p):
+    assert stats.equivalence_p(d, 1) == p
+
+
+def test_equivalence_needs_a_margin_and_enough_seeds():
+    with pytest.raises(UserError, match="above zero"):
+        stats.equivalence_p([0, 0], 0)
+    d = rng(3).normal(0, 0.05, 10)
+    assert stats.equivalence_p(d, 0.5) == 2**-10 and stats.equivalence_p(d, 0.01) > 0.05
+    assert stats.equivalence_p(d, 0.5) == stats.equivalence_p(-d, 0.5)
+
+
+def test_equivalence_errs_at_most_as_often_as_it_says():
+    """Where the true difference is the margin itself, "no difference" must be rare."""
+    p = [stats.equivalence_p(d, 1) for d in rng(4).normal(1, 0.7, (800, 8))]
+    assert np.mean(np.array(p) <= 0.05) < 0.07
+
+
+def test_slopes_by_hand():
+    assert stats.slopes([0, 1, 2], [[0, 5], [3, 5], [6, 5]]).tolist() == [3, 0]
+    assert stats.slopes([0, 10], np.ones((2, 3, 4))).shape == (3, 4)
+    shares, scores = [0, 50, 65, 95], rng(5).normal(size=(4, 6))
+    assert stats.slopes(shares, scores) == pytest.approx(np.polyfit(shares, scores, 1)[0])
+    for bad in ([1, 1], [0], [0, 1, 2]):
+        with pytest.raises(UserError, match="two or more shares"):
+            stats.slopes(bad, np.zeros((2, 3)))
+
+
+def test_effect_by_hand():
+    """Seed means 1, 2, 3."""
+    found = stats.effect([[0, 2], [1, 3], [2, 4]], rng(), "greater", 5)
+    assert found["effect"] == 2 and found["seeds"] == 3 and found["by_seed"] == [1, 2, 3]
+    assert found["p"] == 1 / 8 and found["equivalence_p"] == 1 / 8
+    assert 1 <= found["interval"][0] <= 2 <= found["interval"][1] <= 3
+    assert found["two_level"][0] <= found["interval"][0]
+
+
+@pytest.mark.parametrize(
+    ("direction", "p"), [("greater", 1 / 8), ("less", 1), ("two-sided", 1 / 4), ("equal", None)]
+)
+def test_direction_of_the_test(direction, p):
+    assert stats.directed_p([1, 2, 3], direction) == p
+    assert "equivalence_p" not in stats.effect([[1, 2], [3, 4]], rng(), direction)

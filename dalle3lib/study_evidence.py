@@ -1,0 +1,169 @@
+"""What the study says of each claim: from paired scores to effects, intervals and p values.
+
+Every claim is one matrix of differences [seeds, prompts]; ``stats.effect`` turns it into an entry
+of the ledger, ``claims`` turns that into a verdict.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from dalle3lib import claims, stats
+from dalle3lib.randomness import rng
+from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices
+
+PAIRS = "colour-shape"  # the primary reading: pairs that both kinds of caption can state
+ORIGINAL, SSC, DSC = "original-0", "ssc-95", "dsc-95"  # the arms of Figure 4
+TREND = {0: ORIGINAL, 50: "dsc-50", 65: "dsc-65", 80: "dsc-80", 90: "dsc-90", 95: DSC}
+
+
+class Scores:
+    """Paired scores of some arms: ``get(arm, kind, measure)`` is [seeds, prompts].
+
+    Points of the CLIP score; facts in % points. ``seeds`` are those that all the arms have.
+    """
+
+    def __init__(self, results: Results, arms: tuple[str, ...]) -> None:
+        self.seeds, self._arrays = matrices(results, arms, common=True)
+        self.prompts = results.prompts
+
+    def __call__(self, arm: str, kind: str, measure: str = "score") -> np.ndarray:
+        scale = 1 if measure == "score" else 100
+        return scale * self._arrays[arm, kind, measure]
+
+    def asked(self, kind: str) -> pd.DataFrame:
+        """What was asked with one kind of prompt: a row each."""
+        return self.prompts[self.prompts.kind == kind].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How a claim is computed: the arms it needs, its differences, a note for the reader."""
+
+    arms: tuple[str, ...]
+    differences: Callable[[Scores], np.ndarray]
+    note: str = ""
+
+
+def between(plus: str, minus: str, kind: str, measure: str = "score") -> Evidence:
+    """One arm minus another, with the same prompts."""
+    return Evidence((plus, minus), lambda s: s(plus, kind, measure) - s(minus, kind, measure))
+
+
+def where_stated(s: Scores) -> np.ndarray:
+    """DSC 95 minus original only, with the original captions that state at least one fact."""
+    return (s(DSC, "original") - s(ORIGINAL, "original"))[
+        :, (s.asked("original").facts > 0).to_numpy()
+    ]
+
+
+def smallest_rise(s: Scores) -> np.ndarray:
+    """Descriptive minus original prompts for the arm of Figure 4 that gains least."""
+    rises = [s(arm, "descriptive") - s(arm, "original") for arm in (ORIGINAL, SSC, DSC)]
+    return min(rises, key=np.mean)
+
+
+def gain_by_prompt(s: Scores) -> np.ndarray:
+    """How much DSC 95 gains over original only with short prompts beyond what it does with
+    original ones."""
+    short, original = (s(DSC, kind) - s(ORIGINAL, kind) for kind in ("short", "original"))
+    return short - original
+
+
+def trend(kind: str) -> Evidence:
+    """The slope over the shares of Figure 5, in points per 10 % points."""
+
+    def differences(s: Scores) -> np.ndarray:
+        return 10 * stats.slopes(list(TREND), np.stack([s(arm, kind) for arm in TREND.values()]))
+
+    return Evidence(tuple(TREND.values()), differences)
+
+
+def comparable(s: Scores) -> np.ndarray:
+    """Which scenes are as hard with every kind of prompt: the short prompt names every object, and
+    the upsampled one as many (see ``upsample_scores``). Bool [prompts]."""
+    short, longer = s.asked("short"), s.asked("upsampled")
+    return (short.named & (short.objects == longer.objects)).to_numpy()
+
+
+def over_short(kind: str) -> Evidence:
+    """Facts of the short prompt in pictures of DSC 95: another kind of prompt minus short ones."""
+    return Evidence((DSC,), lambda s: _gain(s, DSC, kind), SCENES)
+
+
+def _gain(s: Scores, arm: str, kind: str) -> np.ndarray:
+    return (s(arm, kind, SHORT_FACTS) - s(arm, "short", SHORT_FACTS))[:, comparable(s)]
+
+
+SCENES = "scenes whose short and upsampled prompts name every object, and no more"
+ON_ORIGINAL, ON_DESCRIPTIVE = "on-original-prompts", "on-descriptive-prompts"
+CLAIMS = {
+    f"ssc-over-original-{ON_ORIGINAL}": between(SSC, ORIGINAL, "original"),
+    f"dsc-over-original-{ON_ORIGINAL}": between(DSC, ORIGINAL, "original"),
+    f"ssc-over-original-{ON_DESCRIPTIVE}": between(SSC, ORIGINAL, "descriptive"),
+    f"dsc-over-original-{ON_DESCRIPTIVE}": between(DSC, ORIGINAL, "descriptive"),
+    f"dsc-over-ssc-{ON_DESCRIPTIVE}": between(DSC, SSC, "descriptive"),
+    "descriptive-prompts-score-higher": Evidence(
+        (ORIGINAL, SSC, DSC), smallest_rise, "the arm that gains least"
+    ),
+    "short-prompts-score-like-original-prompts": Evidence((DSC, ORIGINAL), gain_by_prompt),
+    f"ssc-over-original-facts-{ON_ORIGINAL}": between(SSC, ORIGINAL, "original", PAIRS),
+    f"dsc-over-original-facts-{ON_ORIGINAL}": between(DSC, ORIGINAL, "original", PAIRS),
+    f"ssc-over-original-facts-{ON_DESCRIPTIVE}": between(SSC, ORIGINAL, "descriptive", PAIRS),
+    f"dsc-over-original-facts-{ON_DESCRIPTIVE}": between(DSC, ORIGINAL, "descriptive", PAIRS),
+    f"dsc-over-ssc-facts-{ON_DESCRIPTIVE}": between(DSC, SSC, "descriptive", PAIRS),
+    "gain-holds-where-originals-state-a-fact": Evidence((DSC, ORIGINAL), where_stated),
+    f"dsc95-over-dsc80-{ON_ORIGINAL}": between(DSC, "dsc-80", "original"),
+    f"dsc95-over-dsc90-{ON_ORIGINAL}": between(DSC, "dsc-90", "original"),
+    f"dsc90-over-dsc80-{ON_ORIGINAL}": between("dsc-90", "dsc-80", "original"),
+    f"dsc80-over-dsc65-{ON_ORIGINAL}": between("dsc-80", "dsc-65", "original"),
+    f"dsc80-over-dsc65-{ON_DESCRIPTIVE}": between("dsc-80", "dsc-65", "descriptive"),
+    "some-originals-regularise": between(DSC, "dsc-100", "original"),
+    f"dsc95-over-dsc80-{ON_DESCRIPTIVE}": between(DSC, "dsc-80", "descriptive"),
+    f"dsc50-over-original-{ON_ORIGINAL}": between("dsc-50", ORIGINAL, "original"),
+    f"ratio-trend-{ON_ORIGINAL}": trend("original"),
+    f"ratio-trend-{ON_DESCRIPTIVE}": trend("descriptive"),
+    "dsc100-falls-on-short-prompts": between(DSC, "dsc-100", "short", PAIRS),
+    "short-prompts-off-distribution": over_short("descriptive"),
+    "upsampling-helps-on-short-prompts": over_short("upsampled"),
+    "upsampling-helps-dsc-more-than-original": Evidence(
+        (DSC, ORIGINAL),
+        lambda s: _gain(s, DSC, "upsampled") - _gain(s, ORIGINAL, "upsampled"),
+        SCENES,
+    ),
+}
+
+
+def evidence(stage: str = "main", results: Results | None = None) -> dict[str, dict]:
+    """An entry for the ledger of every claim the stage's results bear on, by claim id.
+
+    Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). The seeds
+    are those that all arms of the claim have; a claim with fewer than two is left out.
+    ``descriptive-prompts-score-higher`` is said of every arm, so its p is the largest of theirs.
+    UserError if results cannot be compared.
+    """
+    results = load(stage) if results is None else results
+    known = {claim.id: claim for claim in claims.load()}
+    found = {}
+    for name, how in CLAIMS.items():
+        claim = known[name]
+        if len(_common(results, how.arms)) < 2:
+            continue
+        s = Scores(results, how.arms)
+        random, margin = rng(0, f"study/{name}"), claim.smallest_effect
+        entry = stats.effect(how.differences(s), random, claim.direction, margin)
+        if name == "descriptive-prompts-score-higher":
+            entry["p"] = max(
+                stats.sign_flip_p(stats.seed_means(s(arm, "descriptive") - s(arm, "original")))
+                for arm in how.arms
+            )
+        about = {"unit": claim.unit, "note": how.note, "pilot": stage == "pilot"}
+        found[name] = entry | about
+    return found
+
+
+def _common(results: Results, arms: tuple[str, ...]) -> set[int]:
+    """The seeds that all of the arms have."""
+    return set.intersection(*(set(results.tables.get(arm, ())) for arm in arms))

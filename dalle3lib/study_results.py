@@ -1,0 +1,295 @@
+"""The small files that the study leaves: one for each run, committed, and the arrays made of them.
+
+``data/study/<stage>/<kind>-<ratio>-<seed>.parquet`` holds what every prompt scored, and in the
+file's own metadata (JSON) how the run was made; ``prompts.parquet`` beside them says what was
+asked. A result carries ``METHOD_VERSION``: an edit of the code never invalidates it, a change of
+the method does. ``tests/test_study.py`` compares a few steps with the losses of this version.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import t as student
+
+from dalle3lib import UserError, files, paths, runs
+from dalle3lib.config import Parameters
+
+METHOD_VERSION = 1  # raise it when training, sampling or scoring changes, and run the study anew
+FOLDER = paths.ROOT / "data" / "study"
+PROMPTS = "prompts.parquet"
+SHORT_FACTS = "short facts"  # the share of the short prompt's facts that the reader finds
+FREE = ("kind", "ratio", "seed", "evaluations")  # parameters in which runs of a stage may differ
+ALIKE = ("method", "parameters", "captions", "foundations", "prompts")  # and what they must share
+KEY = b"dalle3lib"
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def path_of(stage: str, name: str) -> Path:
+    """Where the result of a run ``kind-ratio-seed`` of a stage lies, or will lie."""
+    return FOLDER / stage / f"{name}.parquet"
+
+
+def collect(cfg: Parameters, run: Path, stage: str) -> Path:
+    """Write the result file of a finished run of chapter 04a; return its path.
+
+    Raises UserError if the run is not complete, or was asked other prompts than the stage's
+    results so far.
+    """
+    manifest, results = runs.load(run), runs.results(run)
+    scores = pd.read_parquet(run / "scores.parquet")
+    last = scores[scores.step == scores.step.max()]
+    records = _records(cfg)
+    asked = _share_prompts(stage, describe(last, records))
+    short = np.full(len(scores), np.nan)
+    short[scores.step == scores.step.max()] = np.concatenate(
+        [
+            _short_facts(np.load(run / f"pictures-{kind}.npy"), records)
+            for kind in last.kind.unique()
+        ]
+    )
+    table = scores.drop(columns="prompt").assign(**{SHORT_FACTS: short})
+    given = {k: v for k, v in manifest["parameters"].items() if k not in FREE}
+    about = {
+        "method": METHOD_VERSION,
+        "arm": f"{cfg.kind}-{cfg.ratio}",
+        "seed": cfg.seed,
+        "parameters": given,
+        "guidance": results["guidance"],
+        "loss": results["loss"],
+        "seconds": {"training": results["training_seconds"], "run": _seconds(manifest)},
+        "prompts": asked,
+        "captions": _sha256(paths.ROOT / "data" / "captions" / "manifest.json"),
+        "foundations": {
+            name: _sha256(paths.foundation_dir() / name / "manifest.json")
+            for name in ("vae", "t5", "clip", "upsampler")
+        },
+    } | {k: manifest[k] for k in ("commit", "dirty", "packages", "cpu", "threads", "finished")}
+    return write(stage, f"{cfg.kind}-{cfg.ratio}-{cfg.seed}", table, about)
+
+
+def write(stage: str, name: str, table: pd.DataFrame, about: dict[str, Any]) -> Path:
+    """Write one result file, whole or not at all; return its path."""
+    path = path_of(stage, name)
+    numbers = {c: "float32" for c in table if c not in ("kind", "step")}
+    table = table.astype({"kind": "category", "step": "int32", **numbers})
+    _write(path, table, {KEY: files.to_json(about).encode()})
+    return path
+
+
+def _write(path: Path, table: pd.DataFrame, metadata: dict[bytes, bytes]) -> None:
+    with files.guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    content = pa.Table.from_pandas(table.reset_index(drop=True), preserve_index=False)
+    sink = pa.BufferOutputStream()
+    pq.write_table(content.replace_schema_metadata(metadata), sink, compression="zstd")
+    files.write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _records(cfg: Parameters) -> list:
+    from dalle3lib import pairs
+
+    return pairs.held_out(cfg, cfg.prompts)
+
+
+def _short_facts(pictures: np.ndarray, records: list) -> np.ndarray:
+    """The share of each record's short prompt's facts that its picture shows: [N]."""
+    from dalle3lib import upsample_scores
+    from dalle3lib.world import reader
+
+    return upsample_scores.kept([r.short for r in records], reader.read(pictures))
+
+
+def _seconds(manifest: dict[str, Any]) -> dict[str, float]:
+    return {"wall": manifest["wall_seconds"], "processor": manifest["cpu_seconds"]}
+
+
+def _sha256(path: Path) -> str | None:
+    return files.sha256(path) if path.is_file() else None
+
+
+def describe(last: pd.DataFrame, records: list) -> pd.DataFrame:
+    """What was asked: a row for each kind and prompt with the record's key.
+
+    "facts" is how many facts the prompt states, "objects" how many objects it names; "named" says
+    whether the record's short prompt names every object of the scene.
+    """
+    from dalle3lib.caption_facts import parse
+    from dalle3lib.upsample_scores import names_all
+
+    said = [parse(text) for text in last.prompt]
+    times = len(last) // len(records)
+    table = last[["kind", "prompt"]].reset_index(drop=True)
+    table["key"] = [r.key for r in records] * times
+    table["facts"] = [sum(map(len, [one.scene, *one.objects])) for one in said]
+    table["objects"] = [len(one.objects) for one in said]
+    return table.assign(named=[names_all(r) for r in records] * times)
+
+
+def _share_prompts(stage: str, asked: pd.DataFrame) -> str:
+    """Keep what was asked beside the stage's results; its digest. UserError if it is not theirs."""
+    path = FOLDER / stage / PROMPTS
+    known = pd.read_parquet(path) if path.is_file() else None
+    if known is None or not known.equals(asked):
+        if known is not None and any(current(stage, p.stem) for p in names(stage)):
+            raise UserError(
+                f"This run was asked other prompts than {path} says: restore the data and code "
+                "that made it, or raise METHOD_VERSION and run the study anew."
+            )
+        _write(path, asked, {})
+    return files.digest(asked.to_dict("list"))
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def names(stage: str) -> list[Path]:
+    """The result files of a stage."""
+    return sorted(p for p in (FOLDER / stage).glob("*.parquet") if p.name != PROMPTS)
+
+
+def read(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A result file: its table and how it was made. UserError if it cannot be read."""
+    try:
+        table = pq.read_table(path)
+        return table.to_pandas(), json.loads(table.schema.metadata[KEY])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The study's result {path} cannot be read ({error}): restore it with git, or delete "
+            "it and run `make study` again."
+        ) from None
+
+
+def current(stage: str, name: str) -> dict[str, Any] | None:
+    """How a run's result was made, or None if there is none of this method version."""
+    path = path_of(stage, name)
+    about = read(path)[1] if path.is_file() else None
+    return about if about and about["method"] == METHOD_VERSION else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A stage's results: last scores and how they were made, both by arm and seed; the prompts.
+
+    ``tables[arm][seed]`` has a row for each kind and prompt, in the order of ``prompts``.
+    """
+
+    stage: str
+    tables: dict[str, dict[int, pd.DataFrame]]
+    about: dict[str, dict[int, dict]]
+    prompts: pd.DataFrame
+
+
+def load(stage: str) -> Results:
+    """All results of a stage, checked to be comparable.
+
+    UserError if there are none, or one was made by another method version, from other captions,
+    foundations or parameters, or asked other prompts than the rest.
+    """
+    found = {path: read(path) for path in names(stage)}
+    if not found:
+        raise UserError(f"There are no results in {FOLDER / stage}: `make study` makes them.")
+    first_path, (_, first) = next(iter(found.items()))
+    for path, (_, about) in found.items():
+        if about["method"] != METHOD_VERSION:
+            raise UserError(
+                f"{path} was made by method {about['method']}, and this is {METHOD_VERSION}: run "
+                "`make study` again, or check out the code that belongs to the results."
+            )
+        if odd := [name for name in ALIKE if about[name] != first[name]]:
+            raise UserError(
+                f"{path} cannot be paired with {first_path.name}, because its {odd[0]} differ: "
+                "delete it and run `make study` again."
+            )
+    prompts = pd.read_parquet(FOLDER / stage / PROMPTS)
+    if files.digest(prompts.to_dict("list")) != first["prompts"]:
+        raise UserError(f"{FOLDER / stage / PROMPTS} is not what was asked: restore it with git.")
+    results = Results(stage, {}, {}, prompts)
+    for path, (table, about) in found.items():
+        last = table[table.step == table.step.max()].reset_index(drop=True)
+        if last.kind.tolist() != prompts.kind.tolist():
+            raise UserError(f"{path} lacks scores: delete it and run `make study` again.")
+        results.tables.setdefault(about["arm"], {})[about["seed"]] = last
+        results.about.setdefault(about["arm"], {})[about["seed"]] = about
+    return results
+
+
+def matrices(
+    results: Results, arms: Sequence[str] | None = None, common: bool = False
+) -> tuple[list[int], dict[tuple[str, str, str], np.ndarray]]:
+    """The paired seeds, and by (arm, kind of prompt, measure) an array [seeds, prompts].
+
+    ``arms`` (all by default) must have the same seeds; with ``common``, those that all have are
+    taken. Scores are in points, shares of facts 0 to 1, NaN where a scene has no such fact.
+    UserError for an arm without results or for seeds that differ.
+    """
+    arms = list(results.tables) if arms is None else list(arms)
+    if lacking := [arm for arm in arms if arm not in results.tables]:
+        raise UserError(f"Stage {results.stage} has no result of {lacking[0]}: run it first.")
+    sets = {arm: set(results.tables[arm]) for arm in arms}
+    seeds = sorted(set.intersection(*sets.values()))
+    uneven = [arm for arm in arms if len(sets[arm]) != len(seeds)]
+    if not seeds or (uneven and not common):
+        told = "; ".join(f"{arm} {', '.join(map(str, sorted(sets[arm])))}" for arm in arms)
+        raise UserError(
+            f"These arms are not paired, their seeds differ ({told}): finish the study."
+        )
+    arrays = {}
+    for arm in arms:
+        stacked = pd.concat([results.tables[arm][seed] for seed in seeds])
+        for kind, group in stacked.groupby("kind", sort=False, observed=True):
+            for measure in group.columns.drop(["kind", "step"]):
+                values = group[measure].to_numpy(np.float64)
+                arrays[arm, kind, measure] = values.reshape(len(seeds), -1)
+    return seeds, arrays
+
+
+# ---- does a run agree? ---------------------------------------------------------------------------
+
+
+def prediction_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Where one more value [n seeds] is expected with probability ``level``: (low, high).
+
+    Student's t, values taken as normal. UserError for fewer than two.
+    """
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        raise UserError(f"An interval for one more seed needs two or more, not {len(values)}.")
+    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1)
+    half *= np.sqrt(1 + 1 / len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def agreement(
+    scores: pd.DataFrame, arm: str, results: Results, measures: Sequence[str] = ("score",)
+) -> pd.DataFrame:
+    """Whether a run of an arm lies where the study's seeds let one expect it.
+
+    ``scores`` is the table a run of chapter 04a leaves; its last step counts. Where it was asked
+    the first of the study's prompts only, those are compared. A row for each kind of prompt and
+    measure: run, mean (of the seeds), low, high (95 % prediction interval), agrees.
+    UserError if the prompts are others.
+    """
+    _, arrays = matrices(results, [arm])
+    last, rows = scores[scores.step == scores.step.max()], []
+    for kind, group in last.groupby("kind", sort=False):
+        asked = results.prompts.prompt[results.prompts.kind == kind].tolist()[: len(group)]
+        if group.prompt.tolist() != asked:
+            raise UserError(
+                f"The {kind} prompts of this run are not the study's: use preset study."
+            )
+        for measure in measures:
+            seeds = np.nanmean(arrays[arm, kind, measure][:, : len(group)], axis=1)
+            low, high = prediction_interval(seeds)
+            own = group[measure].astype("float32").mean()
+            rows.append((kind, measure, own, seeds.mean(), low, high, low <= own <= high))
+    columns = ["kind", "measure", "run", "mean", "low", "high", "agrees"]
+    return pd.DataFrame(rows, columns=columns)
