@@ -96,6 +96,14 @@ def chosen(cfg: Parameters) -> list[System]:
     return [known[name] for name in cfg.systems] or found
 
 
+def command(cfg: Parameters, name: str) -> str:
+    """The shell command that makes the rows of one system again."""
+    return (
+        f"papermill notebooks/{cfg.notebook}.ipynb row.ipynb -p preset {cfg.preset} "
+        f"-p seed {cfg.seed} -y \"systems: ['{name}']\""
+    )
+
+
 # ---- benchmarks ----------------------------------------------------------------------------------
 
 

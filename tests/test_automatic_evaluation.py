@@ -167,6 +167,13 @@ def test_image_quality_knows_blur_and_noise_from_the_real_thing():
     assert found.loc["grey", "sharpness"] == 0
 
 
+def test_a_row_s_command_names_preset_seed_and_system():
+    assert table1.command(cfg(seed=3), "+ upsampling") == (
+        "papermill notebooks/10_automatic_evaluation.ipynb row.ipynb -p preset smoke -p seed 3 "
+        "-y \"systems: ['+ upsampling']\""
+    )
+
+
 def test_judges_by_name(monkeypatch):
     asked = []
     monkeypatch.setattr(table1.chat_server, "client", lambda model: asked.append(("server", model)))

@@ -271,7 +271,8 @@ def test_every_metric_is_measured_on_every_picture(monkeypatch):
         "clip_scores",
         lambda model, tokenizer, images, texts: np.arange(len(texts), dtype=float),
     )
-    found = metric_agreement.measure(some, Identity(), always(1.0), (None, None))
+    model = SimpleNamespace(visual=SimpleNamespace(image_size=(64, 64)))
+    found = metric_agreement.measure(some, Identity(), always(1.0), (model, None))
     assert found.condition.unique().tolist() == [
         "clean", "blurred", "noised", "VAE-decoded", "morphed"
     ]  # fmt: skip
@@ -281,6 +282,10 @@ def test_every_metric_is_measured_on_every_picture(monkeypatch):
     assert clean["CLIP score"].tolist() == list(range(40)) and found.judge.eq(1).all()
     morphed = found[found.condition == "morphed"].truth.to_numpy()
     assert not morphed[1::2].any() and morphed.sum() < 20  # a mixed object is neither
+    table = metric_agreement.by_condition(found)
+    assert list(dict.fromkeys(table.index.get_level_values("pictures")))[0] == "clean"
+    assert table.loc[("clean", "all", "reader"), "kappa"] == 1
+    assert table.loc[("clean", "all", "judge"), "AUC"] == 0.5  # it says the same of all
 
 
 def mixed(right, wrong, blurred_right, blurred_wrong, count=5):

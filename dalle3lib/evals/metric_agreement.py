@@ -108,6 +108,18 @@ def agreement(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["category", "metric"])
 
 
+def by_condition(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """``agreement`` of all metrics on each kind of picture of ``measure``.
+
+    Rows (pictures, category, metric).
+    """
+    found = {}
+    for condition, part in measured.groupby("condition", sort=False):
+        scores = {name: part[name] for name in METRICS}
+        found[condition] = agreement(scores, part.truth, part.category, part.prompt, seed)
+    return pd.concat(found, names=["pictures"])
+
+
 def _agreement(scores, truth, prompts, random: np.random.Generator) -> dict[str, float]:
     shares = [rank_share(scores[prompts == p], truth[prompts == p]) for p in dict.fromkeys(prompts)]
     shares = [share for share in shares if not np.isnan(share)]
