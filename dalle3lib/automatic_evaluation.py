@@ -22,7 +22,6 @@ from dalle3lib import (
     decoder_scores,
     paths,
     pretrained,
-    stats,
     text,
     upsample_scores,
     upsampler,
@@ -34,7 +33,6 @@ from dalle3lib.evals import (
     compbench,
     counting,
     detectors,
-    distribution,
     drawbench,
     judge,
     noun_phrases,
@@ -59,8 +57,6 @@ BOUND = ("colour", "shape", "texture")  # T2I-CompBench's sets in the paper's ta
 BENCHMARKS = ("captions", "drawbench", *BOUND, "spatial", "numeracy", "text")
 # The VQA model of T2I-CompBench, as transformers has it, and the revision that is meant.
 BLIP = ("Salesforce/blip-vqa-capfilt-large", "c6af15bed424cf343aab3ff3bb31417ba272923a")
-UNITS = {"captions": "points"}  # of the others: %
-FINE = 16  # cycles across a picture; the power from there on is called its sharpness
 
 
 # ---- systems -------------------------------------------------------------------------------------
@@ -287,86 +283,3 @@ def evaluate(
         if name == "captions":
             shown = np.load(pictures, allow_pickle=False)
     return pd.concat(tables, ignore_index=True), shown
-
-
-# ---- the table -----------------------------------------------------------------------------------
-
-
-def scaled(rows: pd.DataFrame) -> pd.Series:
-    """Scores in the unit of the table: points for captions, per cent for the others."""
-    return rows.score.where(rows.benchmark == "captions", 100 * rows.score)
-
-
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % interval over prompts of every system on every benchmark.
-
-    Rows (benchmark, system), in their order; columns mean, low, high, images. Pictures of one
-    prompt are averaged first.
-    """
-    found = {}
-    for key, group in rows.assign(value=scaled(rows)).groupby(["benchmark", "system"], sort=False):
-        means = group.groupby("prompt").value.mean().dropna().to_numpy()
-        low, high = stats.mean_interval(means, rng(0, "/".join(key)))
-        found[key] = {"mean": means.mean(), "low": low, "high": high, "images": len(group)}
-    return pd.DataFrame.from_dict(found, orient="index").rename_axis(["benchmark", "system"])
-
-
-def effect(rows: pd.DataFrame, benchmark: str, first: str, second: str) -> dict:
-    """First minus second system on a benchmark, paired by prompt: effect, interval, unit."""
-    here = rows[rows.benchmark == benchmark].assign(value=scaled)
-    means = here.pivot_table(index="prompt", columns="system", values="value", sort=False)
-    pair = means[[first, second]].dropna()
-    values = pair[first].to_numpy(), pair[second].to_numpy()
-    interval = stats.paired_bootstrap(*values, rng(0, f"{benchmark}/{first}/{second}"))
-    unit = UNITS.get(benchmark, "% points")
-    return {"effect": float((values[0] - values[1]).mean()), "interval": interval, "unit": unit}
-
-
-def steps(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """What each system adds to the one before, and the last one over the first: pairs by name."""
-    drawn = [name for name in names if name != CEILING]
-    pairs = {f"{a} over {b}": (a, b) for b, a in zip(drawn, drawn[1:], strict=False)}
-    pairs = {a if a.startswith("+") else name: (a, b) for name, (a, b) in pairs.items()}
-    return pairs | ({f"all over {drawn[0]}": (drawn[-1], drawn[0])} if len(drawn) > 2 else {})
-
-
-def worth(rows: pd.DataFrame, names: Sequence[str], sets: Sequence[str]) -> pd.DataFrame:
-    """``effect`` of each of the ``steps`` on each benchmark.
-
-    Rows (step, benchmark); columns value, low, high in ``unit``.
-    """
-    found = {}
-    for step, pair in steps(names).items():
-        for name in sets:
-            one = effect(rows, name, *pair)
-            low, high = one["interval"]
-            found[step, name] = {"value": one["effect"], "low": low, "high": high}
-            found[step, name]["unit"] = one["unit"]
-    return pd.DataFrame.from_dict(found, orient="index").rename_axis(["step", "benchmark"])
-
-
-def image_quality(
-    pictures: dict[str, np.ndarray], reference: np.ndarray, scorer, seed: int = 0
-) -> pd.DataFrame:
-    """What the three metrics do not see: distances of each system's pictures from real ones.
-
-    A row for each system: "KID" (times 1000) and "CMMD" with "low" and "high" to other pictures
-    ``reference`` uint8 [M, 64, 64, 3], by the features of a CLIP ``scorer``; "sharpness", the power
-    of its pictures from 16 cycles on over that of the reference: 1 is as sharp as those.
-    """
-
-    def features(images: np.ndarray) -> Tensor:
-        return clip_score.image_features(scorer, clip_score.resized(scorer, images)).cpu()
-
-    real, crisp = features(reference), decoder_scores.spectrum(reference)[FINE - 1 :].sum()
-    measures = {"KID": (distribution.kid, 1000), "CMMD": (distribution.cmmd, 1)}
-    rows = {}
-    for name, images in pictures.items():
-        ours, row = features(images), {}
-        for measure, (distance, factor) in measures.items():
-            ends = distribution.interval(ours, real, distance, rng(seed, f"{measure}/{name}"))
-            row[measure] = factor * distance(ours, real)
-            row[f"{measure} low"], row[f"{measure} high"] = (factor * end for end in ends)
-        power = decoder_scores.spectrum(images)[FINE - 1 :].sum()
-        rows[name] = row | {"sharpness": power / crisp}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

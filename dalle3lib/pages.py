@@ -46,7 +46,13 @@ GROUPS = {
     "evaluation": (
         "Evaluation and claims",
         (
-            *("evals", "automatic_evaluation", "photo_evaluation", "upsample_scores"),
+            *(
+                "evals",
+                "automatic_evaluation",
+                "evaluation_table",
+                "photo_evaluation",
+                "upsample_scores",
+            ),
             *("human", "human_app", "elo", "stats", "power", "claims"),
             *("study", "study_results", "study_evidence", "study_planning", "freezing"),
         ),

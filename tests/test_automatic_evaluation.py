@@ -7,6 +7,7 @@ import torch
 
 from dalle3lib import UserError
 from dalle3lib import automatic_evaluation as table1
+from dalle3lib import evaluation_table as means
 from dalle3lib.config import Parameters
 from dalle3lib.world import render, scene
 from dalle3lib.world.prompts import satisfied
@@ -132,26 +133,26 @@ def table(**scores: list[float]) -> pd.DataFrame:
 
 def test_effects_are_means_over_prompts_of_means_over_pictures():
     rows = table(a=[1, 0, 1, 1], b=[0, 0, 1, 1])
-    found = table1.effect(rows, "drawbench", "a", "b")
+    found = means.effect(rows, "drawbench", "a", "b")
     assert found["effect"] == pytest.approx(25) and found["unit"] == "% points"
     assert found["interval"][0] >= 0 and found["interval"][1] <= 50
-    means = table1.summarise(rows)
-    assert means.loc[("drawbench", "a"), "mean"] == pytest.approx(75)
-    assert means.loc[("drawbench", "a"), "images"] == 4
+    table_of = means.summarise(rows)
+    assert table_of.loc[("drawbench", "a"), "mean"] == pytest.approx(75)
+    assert table_of.loc[("drawbench", "a"), "images"] == 4
     unread = table(a=[np.nan, np.nan, 1, 1, 1, 1])  # a prompt without a verdict
-    assert table1.summarise(unread).loc[("drawbench", "a"), "mean"] == pytest.approx(100)
+    assert means.summarise(unread).loc[("drawbench", "a"), "mean"] == pytest.approx(100)
 
 
 def test_steps_are_named_after_what_they_add():
     names = [one.name for one in table1.systems(VALUES["arms"])]
-    assert table1.steps(names) == {
+    assert means.steps(names) == {
         "SSC 95 % over original only": ("SSC 95 %", "original only"),
         "DSC 95 % over SSC 95 %": ("DSC 95 %", "SSC 95 %"),
         "+ upsampling": ("+ upsampling", "DSC 95 %"),
         "+ consistency decoder": ("+ consistency decoder", "+ upsampling"),
         "all over original only": ("+ consistency decoder", "original only"),
     }
-    assert table1.steps(["original only", "rendered scenes"]) == {}
+    assert means.steps(["original only", "rendered scenes"]) == {}
 
 
 def test_image_quality_knows_blur_and_noise_from_the_real_thing():
@@ -160,11 +161,29 @@ def test_image_quality_knows_blur_and_noise_from_the_real_thing():
     )
     pictures = {"rendered": real, "grey": np.full_like(real, 128)}
     pictures["noise"] = np.random.default_rng(0).integers(0, 256, real.shape).astype(np.uint8)
-    found = table1.image_quality(pictures, other, table1.instruments(cfg()).scorer[0])
+    clip = means.features_of("clip", table1.instruments(cfg()).scorer[0])
+    found = means.image_quality(pictures, other, {"KID": clip, "CMMD": clip})
     assert found.loc["rendered", "KID"] < found.loc["noise", "KID low"]
     assert found.loc["rendered", "CMMD"] < found.loc["grey", "CMMD low"]
     assert found.loc["rendered", "sharpness"] == pytest.approx(1, abs=0.2)
     assert found.loc["grey", "sharpness"] == 0
+
+
+def test_records_hold_the_index_and_null_for_nan():
+    table = pd.DataFrame({"a": [1.0, np.nan]}, index=pd.Index(["x", "y"], name="row"))
+    assert means.records(table) == [{"row": "x", "a": 1.0}, {"row": "y", "a": None}]
+
+
+def test_features_by_name(monkeypatch):
+    class Mean(torch.nn.Linear):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    monkeypatch.setattr(means.distribution, "inception", lambda device: Mean(1, 1))
+    black = np.zeros((2, 64, 64, 3), np.uint8)
+    assert torch.equal(means.features_of("inception", None)(black), -torch.ones(2, 3))
+    with pytest.raises(UserError, match="choose clip or inception"):
+        means.features_of("dino", None)
 
 
 def test_a_row_s_command_names_preset_seed_and_system():

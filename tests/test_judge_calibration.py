@@ -285,6 +285,9 @@ def test_every_metric_is_measured_on_every_picture(monkeypatch):
     table = metric_agreement.by_condition(found)
     assert list(dict.fromkeys(table.index.get_level_values("pictures")))[0] == "clean"
     assert table.loc[("clean", "all", "reader"), "kappa"] == 1
+    parts = metric_agreement.pairwise(table)
+    assert list(parts) == list(metric_agreement.METRICS) and "all" not in parts["reader"].index
+    assert parts["reader"]["value"].eq(1).all() and parts["judge"]["value"].eq(0.5).all()
     assert table.loc[("clean", "all", "judge"), "AUC"] == 0.5  # it says the same of all
 
 

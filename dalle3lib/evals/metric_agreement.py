@@ -120,6 +120,16 @@ def by_condition(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.concat(found, names=["pictures"])
 
 
+def pairwise(agreed: pd.DataFrame, condition: str = "clean") -> dict[str, pd.DataFrame]:
+    """Of ``by_condition``, how often the right picture scores higher: a table for each metric.
+
+    Rows are categories; columns value, low and high, as ``verdict_plots.dots`` takes them.
+    """
+    here = agreed.loc[condition].drop(index="all").reset_index("metric")
+    names = {"pairwise": "value", "pairwise low": "low", "pairwise high": "high"}
+    return {m: here[here.metric == m].rename(columns=names) for m in METRICS}
+
+
 def _agreement(scores, truth, prompts, random: np.random.Generator) -> dict[str, float]:
     shares = [rank_share(scores[prompts == p], truth[prompts == p]) for p in dict.fromkeys(prompts)]
     shares = [share for share in shares if not np.isnan(share)]
