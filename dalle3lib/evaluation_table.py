@@ -64,16 +64,15 @@ def steps(names: Sequence[str]) -> dict[str, tuple[str, str]]:
 def worth(rows: pd.DataFrame, names: Sequence[str], sets: Sequence[str]) -> pd.DataFrame:
     """``effect`` of each of the ``steps`` on each benchmark.
 
-    Rows (step, benchmark); columns value, low, high in ``unit``.
+    Rows (step, benchmark), none if there is one system only; columns value, low, high in ``unit``.
     """
-    found = {}
+    rows_of = []
     for step, pair in steps(names).items():
         for name in sets:
             one = effect(rows, name, *pair)
-            low, high = one["interval"]
-            found[step, name] = {"value": one["effect"], "low": low, "high": high}
-            found[step, name]["unit"] = one["unit"]
-    return pd.DataFrame.from_dict(found, orient="index").rename_axis(["step", "benchmark"])
+            rows_of.append((step, name, one["effect"], *one["interval"], one["unit"]))
+    columns = ["step", "benchmark", "value", "low", "high", "unit"]
+    return pd.DataFrame(rows_of, columns=columns).set_index(["step", "benchmark"])
 
 
 def features_of(name: str, scorer, device: str = "cpu") -> Callable[[np.ndarray], Tensor]:

@@ -153,6 +153,9 @@ def test_steps_are_named_after_what_they_add():
         "all over original only": ("+ consistency decoder", "original only"),
     }
     assert means.steps(["original only", "rendered scenes"]) == {}
+    rows = table(a=[1, 0, 1, 1], b=[0, 0, 1, 1])
+    assert means.worth(rows, ["a", "rendered scenes"], ["drawbench"]).empty
+    assert means.worth(rows, ["b", "a"], ["drawbench"]).value.tolist() == [25]
 
 
 def test_image_quality_knows_blur_and_noise_from_the_real_thing():

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -129,10 +130,26 @@ def test_one_seed_gives_no_verdict(smoke):
         "06_upsampling",
         "07_consistency_decoder",
         "08_recipe",
+        "10_automatic_evaluation",
     }
     for row in rows.values():
         wanted = "no verdict (1 seed" if row["run"] else "not tested (needs"
         assert row["verdict"].startswith(wanted)
+
+
+@pytest.mark.timeout(600)
+def test_a_row_of_table_1_is_made_again_by_its_command(smoke, tmp_path):
+    name = "+ upsampling"
+    words = ("run", "10_automatic_evaluation", "-p", "systems", f"['{name}']")
+    code, said = finished(dalle3(*words, runs_in=tmp_path))
+    assert code == 0, said
+    (again,) = tmp_path.glob("smoke/10_automatic_evaluation/*/images.csv")
+    whole = smoke[0] / "smoke" / "10_automatic_evaluation" / "main" / "images.csv"
+    rows, every = pd.read_csv(again), pd.read_csv(whole)
+    assert set(rows.system) == {name} and len(set(every.system)) == 6
+    columns = ["benchmark", "prompt", "seed", "score", "reason", "drawn_from"]
+    same = every[every.system == name].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows[columns], same[columns])
 
 
 @pytest.mark.parametrize("there", [True, False])
