@@ -85,7 +85,9 @@ class ConsistencyDecoder:
         ).read_text()
         check(self.ours, steps, tile, vae)
         self.network = decoder_network.load(place) if self.ours else _released(model)
-        self.network.to(self.device, dtype)
+        self.network.to(self.device)
+        if self.network.dtype != dtype:  # diffusers warns of every cast, needed or not
+            self.network.to(dtype)
         self.config = SimpleNamespace(scaling_factor=1.0 if self.ours else SD_SCALE)
 
     def __call__(self, latent: Tensor, seed: int = 0) -> Tensor:
