@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from dalle3lib import (
     UserError,
     arm,
     chat_server,
     decoder,
-    decoder_scores,
     paths,
     pretrained,
     text,
@@ -42,10 +40,9 @@ from dalle3lib.evals import (
     vqa,
     world_judge,
 )
-from dalle3lib.images import to_uint8
 from dalle3lib.randomness import rng
-from dalle3lib.sample import draw_latents
-from dalle3lib.world import World, scene
+from dalle3lib.sample import decode, draw_latents
+from dalle3lib.world import World, reader, scene
 from dalle3lib.world.compositions import composition
 from dalle3lib.world.drawbench import prompts as drawbench_prompts
 from dalle3lib.world.prompts import Probe, probe, satisfied
@@ -177,14 +174,8 @@ def draw(
     for one, rows in prompts.reset_index(drop=True).groupby("seed").groups.items():
         states = text.encode(*on.encoder, [texts[i] for i in rows])
         latents = draw_latents(unet, states, seed=one, steps=steps, guidance=guidance)
-        pictures[rows] = decoded(latents, on.decoders[system.consistency])
+        pictures[rows] = decode(latents, on.decoders[system.consistency])
     return pictures, texts
-
-
-def decoded(latents: Tensor, by, batch: int = 64) -> np.ndarray:
-    """Latents [N, 4, h, w] as pictures uint8 by an autoencoder or a consistency decoder."""
-    parts = (latents / by.config.scaling_factor).split(batch)
-    return np.concatenate([to_uint8(by.decode(part).sample) for part in parts])
 
 
 # ---- scores --------------------------------------------------------------------------------------
@@ -254,7 +245,7 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
         table["score 2023"] = compbench.scores(said, phrases, found, protocol="2023").score
     read = np.nan
     if name != "captions":
-        facts = decoder_scores.reader.read(images)
+        facts = reader.read(images)
         read = [float(satisfied(a, f)) for a, f in zip(asks, facts, strict=True)]
     extra = {"category": list(prompts.category), "seed": seeds, "clip": clip.score, "reader": read}
     return table.assign(benchmark=name, **extra)

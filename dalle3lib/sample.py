@@ -75,6 +75,11 @@ def sample(
     the U-Net multiplies matrices in that precision. ``size`` is the height and width of the latents
     where they are not the square that the network is built for.
     """
-    latents = draw_latents(unet, states, batch=batch, **options) / vae.config.scaling_factor
-    parts = latents.split(at_once(batch, max(latents.shape[2:])))
+    return decode(draw_latents(unet, states, batch=batch, **options), vae, batch)
+
+
+@torch.no_grad()
+def decode(latents: Tensor, vae: AutoencoderKL | ConsistencyDecoder, batch: int = 64) -> np.ndarray:
+    """Latents [N, 4, h, w] of unit variance, as ``draw_latents`` gives them, as pictures uint8."""
+    parts = (latents / vae.config.scaling_factor).split(at_once(batch, max(latents.shape[2:])))
     return np.concatenate([to_uint8(vae.decode(part.float()).sample) for part in parts])
