@@ -16,8 +16,8 @@ from dalle3lib.pages import commit, duration, plain
 # The front page's picture: name, row of ``explorer.ROWS`` and arm. All are drawn for a short text.
 STEPS = (
     ("alt-text", 1, "original only"),
-    ("short synthetic captions", 1, "SSC 95 %"),
-    ("descriptive synthetic captions", 1, "DSC 95 %"),
+    ("short captions", 1, "SSC 95 %"),
+    ("descriptive captions", 1, "DSC 95 %"),
     ("+ upsampling", 2, "DSC 95 %"),
     ("+ consistency decoder", 3, "DSC 95 %"),
 )
@@ -64,10 +64,10 @@ def front_picture(root: Path, preset: str) -> str:
     table = f"<table class='steps'><thead><tr><th scope='col'>true picture</th>{head}</tr></thead>"
     return _raw(f"{table}<tbody>{rows}</tbody></table>") + (
         f":::{{div}} figure-source\nThe first {len(scenes)} held-out scenes, whatever they show. "
-        "Above each row stands the short prompt that all its pictures were made from; the model "
-        "sees the prompt and never the true picture. The arms differ in the captions they learned "
-        "from, and in nothing else; the last two columns go on from descriptive captions. One "
-        "seed: an illustration, no evidence. "
+        "Above each row stands the short prompt that all its pictures were made from; no system "
+        "sees the true picture. They differ in the captions they learned from, and in nothing "
+        "else; the last two columns go on from descriptive captions. One seed of each: an "
+        "illustration, no evidence. "
         f"More of them are in the [explorer](explorer.md).\n\n{_source(found)}\n:::\n"
     )
 
@@ -121,7 +121,7 @@ def _scene(found: dict, number: int, name: str) -> str:
         body += "</tr>\n"
     return (
         f"<section class='scene' id='{name}' aria-label='Scene {number + 1}'>"
-        f"<h3>Scene {number + 1}</h3><div class='truth'>{truth}<dl>{listing}</dl></div>\n"
+        f"<h2>Scene {number + 1}</h2><div class='truth'>{truth}<dl>{listing}</dl></div>\n"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></section>\n"
     )
 

@@ -75,7 +75,7 @@ def whole(rows: list[Row], published: set[str]) -> str:
                 texts["seeds"],
                 mark(row["verdict"]),
                 page_link(row["chapter"], published, row["chapter"].split("_")[0]),
-                f"`{row['run']}`" if row["run"] else "–",
+                f"[`{row['run'].split('/')[1]}`](status.md)" if row["run"] else "–",
             ]
         )
     return counts(rows) + table(HEADER, lines, "ledger wide")

@@ -14,7 +14,8 @@ document.addEventListener("DOMContentLoaded", () => {
   const words = form.appendChild(document.createElement("input"));
   Object.assign(words, { type: "search", placeholder: "Words, chapter, claim …" });
   words.setAttribute("aria-label", "Show claims that contain these words");
-  for (const verdict of new Set(rows.map((entry) => entry.verdict))) {
+  const marks = document.querySelectorAll("article .verdict"); // the sentence of counts comes first
+  for (const verdict of new Set([...marks].map((mark) => mark.classList[1]))) {
     const count = rows.filter((entry) => entry.verdict === verdict).length;
     const label = form.appendChild(document.createElement("label"));
     const box = label.appendChild(document.createElement("input"));
