@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.stats import t as student
 
-from dalle3lib import UserError, files, paths, runs
+from dalle3lib import UserError, files, pairs, paths, runs
 from dalle3lib.config import Parameters
 
 METHOD_VERSION = 1  # raise it when training, sampling or scoring changes, and run the study anew
@@ -26,6 +26,7 @@ FOLDER = paths.ROOT / "data" / "study"
 PROMPTS = "prompts.parquet"
 SHORT_FACTS = "short facts"  # the share of the short prompt's facts that the reader finds
 FREE = ("kind", "ratio", "seed", "evaluations")  # parameters in which runs of a stage may differ
+LATER = {"data_order": 0}  # parameters younger than results, and what the older ones did
 ALIKE = ("method", "parameters", "captions", "foundations", "prompts")  # and what they must share
 KEY = b"dalle3lib"
 
@@ -57,23 +58,41 @@ def collect(cfg: Parameters, run: Path, stage: str) -> Path:
         ]
     )
     table = scores.drop(columns="prompt").assign(**{SHORT_FACTS: short})
-    given = {k: v for k, v in manifest["parameters"].items() if k not in FREE}
+    given = manifest["parameters"]
     about = {
         "method": METHOD_VERSION,
         "arm": f"{cfg.kind}-{cfg.ratio}",
         "seed": cfg.seed,
-        "parameters": given,
+        "parameters": compared(given),
         "guidance": results["guidance"],
         "loss": results["loss"],
         "seconds": {"training": results["training_seconds"], "run": _seconds(manifest)},
         "prompts": asked,
-        "captions": _sha256(paths.ROOT / "data" / "captions" / "manifest.json"),
+        "captions": _captions(given.get("captions_from", pairs.WRITTEN)),
         "foundations": {
             name: _sha256(paths.foundation_dir() / name / "manifest.json")
             for name in ("vae", "t5", "clip", "upsampler")
         },
     } | {k: manifest[k] for k in ("commit", "dirty", "packages", "cpu", "threads", "finished")}
     return write(stage, f"{cfg.kind}-{cfg.ratio}-{cfg.seed}", table, about)
+
+
+def compared(given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a run that all runs of its stage must share, as result files tell them.
+
+    Those of ``LATER`` are left out where they change nothing, so that old files stay comparable.
+    """
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in FREE and not (name in LATER and value == LATER[name])
+    }
+
+
+def _captions(where: str) -> str | None:
+    """What tells the captions of one run from those of another: their manifest, or "truth"."""
+    own = paths.ROOT / "data" / "captions" if where == pairs.WRITTEN else paths.folder(where)
+    return where if where == pairs.TRUTH else _sha256(own / "manifest.json")
 
 
 def write(stage: str, name: str, table: pd.DataFrame, about: dict[str, Any]) -> Path:
@@ -196,7 +215,9 @@ def load(stage: str) -> Results:
     """
     found = {path: read(path) for path in names(stage)}
     if not found:
-        raise UserError(f"There are no results in {FOLDER / stage}: `make study` makes them.")
+        raise UserError(
+            f"There are no results in {FOLDER / stage}: `make study STAGE={stage}` makes them."
+        )
     first_path, (_, first) = next(iter(found.items()))
     for path, (_, about) in found.items():
         if about["method"] != METHOD_VERSION:

@@ -101,7 +101,7 @@ def measured(directory) -> dict:
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     drawn = draw_latents(model, tiny_cache().states["dsc"][:2], seed=3, steps=4, guidance=2.0)
     cfg = config.from_preset("04a_train_arm", preset="study", seed=0)
-    given = {k: v for k, v in cfg.values.items() if k not in SETTLED}
+    given = {k: v for k, v in study_results.compared(cfg.values).items() if k not in SETTLED}
     asked = prompt_kinds.prompts(list(World("test", 20)), ["original", "short", "descriptive"])
     asked |= {"reworded": prompt_kinds.reworded(list(World("test", 20)))}
     return {
