@@ -130,8 +130,8 @@ def plan(stage: str, processes: int) -> str:
     if known:
         each, left = statistics.median(known), len(all_jobs) - len(done)
         lines.append(
-            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); the {left} left take "
-            f"about {hours(left * each / processes)} with {processes} at a time."
+            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); the {left} "
+            f"left take about {hours(left * each / processes)} with {processes} at a time."
         )
     else:
         lines.append("How long a run takes is known when the first has finished.")

@@ -37,7 +37,9 @@ OTHER_CAPTIONS = "runs/study-captions/captioner-1"  # see study_captions
 STAGES = {
     "pilot": Stage(FOUR, range(10, 14)),
     "main": Stage(("original-0", "ssc-95", *FIGURE_5), range(100, 110)),
-    "order": Stage(("original-0", "dsc-95"), range(100, 106), {"data_order": 1}, "another order"),
+    "order": Stage(
+        ("original-0", "dsc-95"), range(100, 106), {"data_order": 1}, "another order of data"
+    ),
     "noise-0": Stage(FOUR, FEW, {"noise": 0.0}, "alt-text noise 0"),
     "noise-25": Stage(FOUR, FEW, {"noise": 0.25}, "alt-text noise .25"),
     "noise-75": Stage(FOUR, FEW, {"noise": 0.75}, "alt-text noise .75"),
@@ -130,7 +132,7 @@ def again(one: Job) -> list[str]:
     ]
 
 
-def worth(stage: str) -> str:
-    """What the results of a stage are good for: "sensitivity, 3 seeds", or "control, …"."""
-    what = "sensitivity" if stage in SENSITIVITY else "control" if stage == "order" else "study"
-    return f"{what}, {len(STAGES[stage].seeds)} seeds"
+def worth(stage: str, seeds: int | None = None) -> str:
+    """What results of so many seeds (all of the stage) are good for: "sensitivity, 3 seeds"."""
+    what = {"pilot": "pilot", "main": "study", "order": "control"}.get(stage, "sensitivity")
+    return f"{what}, {len(STAGES[stage].seeds) if seeds is None else seeds} seeds"
