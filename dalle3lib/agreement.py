@@ -84,3 +84,14 @@ def of_build(found: dict[str, Path | None], results: Results) -> pd.DataFrame:
         rows.append(pd.DataFrame({"arm": [name], "remark": why}))
     order = ["arm", "kind", "run", "mean", "low", "high", "agrees", "remark"]
     return pd.concat(rows, ignore_index=True).reindex(columns=order)
+
+
+def sentences(rows: list[dict]) -> list[str]:
+    """A sentence for each arm in the rows of ``of_build`` that could be compared."""
+    said = []
+    for name in dict.fromkeys(row["arm"] for row in rows if row["agrees"] is not None):
+        own = [row for row in rows if row["arm"] == name]
+        odd = [row["kind"] for row in own if not row["agrees"]]
+        verb = f"DOES NOT agree with {' and '.join(odd)} prompts" if odd else "agrees"
+        said.append(f"Against the study ({own[0]['remark']}): {name} {verb}.")
+    return said

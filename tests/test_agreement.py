@@ -58,6 +58,16 @@ def test_a_build_is_held_against_the_study_arm_by_arm(folder, runs_root):  # noq
     assert pd.isna(by_arm["original-0-0"].agrees.item())
 
 
+def test_what_a_build_is_told():
+    row = {"arm": "dsc-95-0", "kind": "original", "agrees": True, "remark": "10 seeds"}
+    rows = [row, row | {"kind": "descriptive"}, {"arm": "ssc-95-0", "agrees": None}]
+    assert agreement.sentences(rows) == ["Against the study (10 seeds): dsc-95-0 agrees."]
+    rows[1]["agrees"] = False
+    (said,) = agreement.sentences(rows)
+    assert said.endswith("dsc-95-0 DOES NOT agree with descriptive prompts.")
+    assert agreement.sentences([]) == []
+
+
 def test_a_study_of_one_seed_expects_nothing(folder, runs_root):  # noqa: F811
     fill(folder, seeds=[100])
     table = agreement.of_build({"dsc-95-0": built("dsc-95")}, study_results.load("main"))
