@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, paths, runners, runs, study_captions
+from dalle3lib.study_stages import CURVE_SEED as CURVE_SEED  # for chapters
 from dalle3lib.study_stages import (
     STAGES,
     Job,
@@ -50,10 +51,12 @@ def execute(one: Job) -> Outcome:
     try:
         cfg = parameters(one, **{k: v for k, v in one.given.items() if k not in one.settings})
         train(one)
-        from dalle3lib import study_results
+        from dalle3lib import study_pictures, study_results
 
         run = run_directory(cfg)
         study_results.collect(cfg, run, one.stage)
+        if one.curve:
+            study_pictures.keep(run, one.stage, one.name)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     except Exception as error:
         problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -155,7 +158,7 @@ def check(name: str, stage: str | None = None) -> bool:
     """
     import pandas as pd
 
-    from dalle3lib import study_results
+    from dalle3lib import agreement, study_results
 
     one = job(name, stage)
     results = study_results.load(one.stage)
@@ -164,7 +167,7 @@ def check(name: str, stage: str | None = None) -> bool:
         raise UserError(f"There is no run {name} here; make it with `{again(one)[0].strip()}`.")
     runs.load(own)
     scores = pd.read_parquet(own / "scores.parquet")
-    table = study_results.agreement(scores, one.arm, results)
+    table = agreement.agreement(scores, one.arm, results)
     print(f"{name} against the {len(results.tables[one.arm])} committed seeds of {one.arm}:")
     print(table.round(2).to_string(index=False))
     agrees = bool(table.agrees.all())
