@@ -124,17 +124,20 @@ def path() -> Path:
 
 
 def measure(prompts: int = 128, count: int = power.SIMULATED) -> Path:
-    """Compute the controls of pictures and of simulated studies, and keep them; about 3 minutes.
+    """Compute the controls of pictures and of simulated studies, and keep them; about 2 minutes.
 
-    ``prompts`` of each kind, ``count`` simulated studies for each measure. UserError without
-    results of the pilot, or with one seed of it only.
+    ``prompts`` of each kind, ``count`` simulated studies for each measure; what is kept already and
+    not out of date is not computed again. UserError without two paired seeds of the pilot.
     """
-    parts = {"pictures": of_pictures(prompts), "simulation": of_simulation(count)}
-    content = {
-        part: {"inputs": inputs(part), "controls": [asdict(one) for one in found]}
-        for part, found in parts.items()
-    }
-    files.write_atomic(path(), files.to_json(content).encode())
+    content = files.read_json(path()) if path().is_file() else {}
+    for part, compute in {
+        "pictures": lambda: of_pictures(prompts),
+        "simulation": lambda: of_simulation(count),
+    }.items():
+        if part not in content or content[part]["inputs"] != inputs(part):
+            found = [asdict(one) for one in compute()]
+            content[part] = {"inputs": inputs(part), "controls": found}
+            files.write_atomic(path(), files.to_json(content).encode())
     return path()
 
 

@@ -32,7 +32,7 @@ def effects_by_setting(table: DataFrame) -> Figure:
     for axis in axes.flat[len(parts) :]:
         axis.set_axis_off()
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)  # the first at the top
     return figure
 
 

@@ -134,5 +134,5 @@ def again(one: Job) -> list[str]:
 
 def worth(stage: str, seeds: int | None = None) -> str:
     """What results of so many seeds (all of the stage) are good for: "sensitivity, 3 seeds"."""
-    what = {"pilot": "pilot", "main": "study", "order": "control"}.get(stage, "sensitivity")
-    return f"{what}, {len(STAGES[stage].seeds) if seeds is None else seeds} seeds"
+    what = {"pilot": "", "main": "", "order": "control, "}.get(stage, "sensitivity, ")
+    return f"{what}{len(STAGES[stage].seeds) if seeds is None else seeds} seeds"
