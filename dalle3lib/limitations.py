@@ -1,0 +1,251 @@
+"""What still fails (paper §5), and where on the way it is lost: captions, text encoder, pictures.
+
+Every table has a row for each text or picture and is NaN where a question does not arise, such as
+the relation of objects that are not both there; ``percent`` makes shares with intervals of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn import functional
+
+from dalle3lib import (
+    arm,
+    prompt_facts,
+    stats,
+    text,
+    upsample_scores,
+)
+from dalle3lib.caption_facts import ATTRIBUTES, pairs, parse
+from dalle3lib.config import Parameters
+from dalle3lib.evals import text_rendering
+from dalle3lib.evals.spatial import relation_of
+from dalle3lib.images import Record
+from dalle3lib.randomness import rng
+from dalle3lib.sample import sample
+from dalle3lib.study_evidence import PAIRS
+from dalle3lib.world import reader
+from dalle3lib.world.language import NOTES, article
+from dalle3lib.world.prompts import Probe, probe, satisfied
+from dalle3lib.world.scene import WORDS
+
+SETS = ("spatial", "counting", "text")  # probe sets
+KINDS = ("descriptive", "short")  # of held-out prompts
+LETTERS = 4  # of the longest printed word
+RIDGE = 1e-2  # weight of the squared coefficients
+
+
+def percent(table: pd.DataFrame, name: str, wholes: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The mean of every column in per cent with its 95 % interval over rows: value, low, high.
+
+    NaN counts nowhere. With ``wholes`` a column is summed and divided by the sum of theirs; NaN
+    where that is nothing. ``name`` is the stream of the bootstrap.
+    """
+    wholes = table.notna() if wholes is None else wholes
+    parts, wholes = table.fillna(0).astype(float), wholes.astype(float)
+    low, high = stats.ratio_interval(parts, wholes, rng(0, f"limitations/{name}"))
+    value = parts.sum() / wholes.sum().replace(0, np.nan)
+    return 100 * pd.DataFrame({"value": value, "low": low, "high": high}, index=table.columns)
+
+
+# ---- prompts and pictures ------------------------------------------------------------------------
+
+
+def placed(one: Probe) -> str:
+    """The prompt of a probe of "spatial" with each object's own place in the relation's stead."""
+    at = {thing.shape: thing.place for thing in one.scene.objects}
+    told = [(article(f"{o['colour']} {o['shape']}"), at[o["shape"]]) for o in one.ask["objects"]]
+    return " and ".join(f"{what} at the {place}" for what, place in told) + "."
+
+
+def prompts(
+    records: Sequence[Record], count: int
+) -> tuple[dict[str, list[Probe]], dict[str, list[str]]]:
+    """``count`` probes of each of ``SETS``, and all the texts to draw, by kind.
+
+    The texts are the records' descriptive and short ones, the probes', and "places": the spatial
+    ones as ``placed``.
+    """
+    sets = {name: probe(name, count) for name in SETS}
+    texts = {kind: [getattr(record, kind) for record in records] for kind in KINDS}
+    texts |= {name: [one.prompt for one in found] for name, found in sets.items()}
+    return sets, texts | {"places": [placed(one) for one in sets["spatial"]]}
+
+
+def draw(cfg: Parameters, name: str, on: arm.Studio, folder: Path) -> dict[str, np.ndarray]:
+    """An arm's picture, uint8 [N, 64, 64, 3], of every text of ``on``, by kind.
+
+    They are kept in ``folder``, so that an interrupted run goes on with the next arm.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.npz"
+    if not path.is_file():
+        model, guidance = upsample_scores.network(cfg, name)
+        options = {"seed": cfg.seed, "steps": cfg.sampling_steps, "guidance": guidance}
+        options["dtype"] = on.dtype
+        drawn = {k: sample(model, on.autoencoder, s, **options) for k, s in on.states.items()}
+        np.savez_compressed(path.with_suffix(".tmp.npz"), **drawn)
+        path.with_suffix(".tmp.npz").rename(path)
+    with np.load(path, allow_pickle=False) as kept:
+        return dict(kept)
+
+
+# ---- places, numbers, words ----------------------------------------------------------------------
+
+
+def related(probes: Sequence[Probe], facts: Sequence[dict]) -> pd.DataFrame:
+    """What became of two objects and a relation: a row for each picture.
+
+    Columns: ``words`` of the relation; ``pairs``, the share of both objects' colours and shapes;
+    ``both``, whether both are there; ``right``, whether they stand as asked, NaN unless both are.
+    """
+    rows = []
+    for one, read in zip(probes, facts, strict=True):
+        both = satisfied(one.ask | {"relation": None}, read)
+        right = float(satisfied(one.ask, read)) if both else np.nan
+        share = reader.recall(read, one.scene.facts())[PAIRS]
+        rows.append((relation_of(one.prompt), share, float(both), right))
+    return pd.DataFrame(rows, columns=["words", "pairs", "both", "right"])
+
+
+def counted(probes: Sequence[Probe], facts: Sequence[dict]) -> pd.DataFrame:
+    """How many objects are there: a row for each picture.
+
+    Columns: ``asked``; ``seen``, how many are of the colour and shape asked for; ``exact``, whether
+    that is as many; ``objects``, all of them; ``kind``, which share of these is as asked.
+    """
+    rows = []
+    for one, read in zip(probes, facts, strict=True):
+        wanted, things = one.ask["objects"][0], read["objects"]
+        seen = sum(all(thing[k] == value for k, value in wanted.items()) for thing in things)
+        share = seen / len(things) if things else np.nan
+        rows.append((one.ask["count"], seen, float(seen == one.ask["count"]), len(things), share))
+    return pd.DataFrame(rows, columns=["asked", "seen", "exact", "objects", "kind"])
+
+
+def pieces(tokenizer, prompt: str, word: str) -> list[int]:
+    """The numbers of the tokens of a prompt that hold letters of a word standing in quotes."""
+    start = prompt.index(f'"{word}"') + 1
+    spans = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    return [i for i, (a, b) in enumerate(spans) if a < start + len(word) and b > start]
+
+
+def printed(probes: Sequence[Probe], facts: Sequence[dict], tokenizer) -> pd.DataFrame:
+    """What became of a printed word: a row for each picture.
+
+    Columns: ``word``; ``letters`` and ``pieces`` of it (the text encoder's tokens); ``known``,
+    whether pictures of the world print it; ``pairs``, whether the object beside it is there;
+    ``right``; ``errors``, edits by letter of the word; ``some``, whether any word is read.
+    """
+    rows = []
+    for one, read in zip(probes, facts, strict=True):
+        word, found = one.ask["word"], read["word"] or ""
+        there = float(satisfied(one.ask | {"word": None}, read))
+        tokens = len(pieces(tokenizer, one.prompt, word))
+        errors = text_rendering.error_rate(found, word)
+        right = float(found == word), errors, float(found != "")
+        rows.append((word, len(word), tokens, word in WORDS, there, *right))
+    columns = "word letters pieces known pairs right errors some".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+@torch.no_grad()
+def spelled(encoder, tokenizer, words: Sequence[str], count: int, seed: int = 0) -> pd.DataFrame:
+    """Which words a linear reader spells rightly from the text encoder's states of their tokens.
+
+    It learns (ridge regression) from ``count`` random strings of 2 to 4 letters in the same
+    sentence, so it knows pieces of words but none of the words. Rows: word, letters, pieces,
+    right. What a linear reader finds is there; what it misses may be there in another form.
+    """
+    random = rng(seed, "limitations/strings")
+    size = random.integers(2, LETTERS + 1, count)
+    drawn = ["".join(chr(97 + i) for i in random.integers(26, size=n)) for n in size]
+    x, _ = _slots(encoder, tokenizer, drawn)
+    y = torch.stack([_letters(word) for word in drawn])
+    inner = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
+    weights = torch.linalg.solve(inner, x.T @ y.flatten(1))
+    x, tokens = _slots(encoder, tokenizer, words)
+    read = (x @ weights).reshape(len(words), LETTERS, -1).argmax(-1)
+    true = torch.stack([_letters(word) for word in words]).argmax(-1)
+    right = (read == true).all(-1).double().tolist()
+    columns = {"word": list(words), "letters": list(map(len, words)), "pieces": tokens}
+    return pd.DataFrame(columns | {"right": right})
+
+
+def _slots(encoder, tokenizer, words: Sequence[str]) -> tuple[Tensor, list[int]]:
+    """The states of each word's tokens side by side, a constant behind; and how many tokens."""
+    said = [NOTES[1].format(word) for word in words]
+    where = [pieces(tokenizer, *pair) for pair in zip(said, words, strict=True)]
+    states = text.encode(encoder, tokenizer, said)
+    own = [s[at].flatten() for s, at in zip(states, where, strict=True)]
+    wide = [functional.pad(s, (0, LETTERS * states[0].shape[1] - len(s))) for s in own]
+    return functional.pad(torch.stack(wide).float(), (0, 1), value=1.0), list(map(len, where))
+
+
+def _letters(word: str) -> Tensor:
+    """A word as [4, 27]: each letter, or that there is none, as a one among zeros."""
+    codes = [ord(letter) - 97 for letter in word] + [26] * (LETTERS - len(word))
+    return functional.one_hot(torch.tensor(codes), 27).float()
+
+
+# ---- invented detail -----------------------------------------------------------------------------
+
+
+def beyond(shown: Sequence[dict], wanted: Sequence[dict]) -> pd.DataFrame:
+    """What is shown beyond what is wanted, and what of it is missing: a row for each pair of facts.
+
+    Both are facts as of ``Scene.facts``, of a picture or a text (``prompt_facts.facts_of``).
+    """
+    rows = []
+    for is_there, asked in zip(shown, wanted, strict=True):
+        more = len(is_there["objects"]) - len(asked["objects"])
+        some, word = is_there["word"] is not None, asked["word"] is not None
+        row = {"an object too many": float(more > 0), "an object missing": float(more < 0)}
+        row["a word out of nothing"] = np.nan if word else float(some)
+        row["the word left out"] = float(not some) if word else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def wrong(texts: Sequence[str], facts: Sequence[dict], name: str) -> pd.DataFrame:
+    """Which share of the facts that texts state pictures do not show: ``percent`` by attribute.
+
+    Said of captions it is what the captioner got wrong, of prompts what the generator did.
+    """
+    fates = prompt_facts.table(texts, facts)
+    lost = fates["contradicted"] + fates["left out"]
+    return percent(lost, name, lost + fates["kept"]).loc[list(ATTRIBUTES)]
+
+
+def confusions(
+    texts: Sequence[str], facts: Sequence[dict], attribute: str, values: Sequence[str]
+) -> pd.DataFrame:
+    """How often pictures show a value where their texts say another: shares, rows said x shown.
+
+    A row sums to 1, or is NaN where nothing says so. Objects of text and picture are paired so that
+    most is true.
+    """
+    counts = pd.DataFrame(0.0, index=list(values), columns=list(values))
+    for said, read in zip(texts, facts, strict=True):
+        for one, thing in pairs(parse(said).objects, read["objects"]):
+            for statement in (s for s in one if s.attribute == attribute):
+                counts.loc[statement.value, thing[attribute]] += 1
+    return counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
+
+
+def likeness(captions: pd.DataFrame, pictures: pd.DataFrame) -> float:
+    """Spearman's rank correlation of two ``confusions`` over all pairs of different values.
+
+    1: what captions take for one another, pictures do most; NaN if one of them errs nowhere.
+    """
+    apart = ~np.eye(len(captions), dtype=bool)
+    both = np.stack([t.to_numpy()[apart] for t in (captions, pictures)])
+    both = both[:, np.isfinite(both).all(axis=0)]
+    if both.shape[1] < 3 or (np.ptp(both, axis=1) == 0).any():
+        return np.nan
+    return float(spearmanr(*both).statistic)
