@@ -4,6 +4,7 @@ Every table has a row for each text or picture and is NaN where a question does 
 the relation of objects that are not both there; ``percent`` makes shares with intervals of it.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from dalle3lib.randomness import rng
 from dalle3lib.sample import sample
 from dalle3lib.study_evidence import PAIRS
 from dalle3lib.world import reader
-from dalle3lib.world.language import NOTES, article
+from dalle3lib.world.language import NOTES, article, descriptive_caption
 from dalle3lib.world.prompts import Probe, probe, satisfied
 from dalle3lib.world.scene import WORDS
 
@@ -68,13 +69,18 @@ def prompts(
 ) -> tuple[dict[str, list[Probe]], dict[str, list[str]]]:
     """``count`` probes of each of ``SETS``, and all the texts to draw, by kind.
 
-    The texts are the records' descriptive and short ones, the probes', and "places": the spatial
-    ones as ``placed``.
+    The texts are the records' descriptive and short ones, the probes', and two more wordings of the
+    spatial ones: "places" (``placed``), and "described", descriptive captions of their scenes.
     """
     sets = {name: probe(name, count) for name in SETS}
     texts = {kind: [getattr(record, kind) for record in records] for kind in KINDS}
     texts |= {name: [one.prompt for one in found] for name, found in sets.items()}
-    return sets, texts | {"places": [placed(one) for one in sets["spatial"]]}
+    texts["places"] = [placed(one) for one in sets["spatial"]]
+    texts["described"] = [
+        descriptive_caption(one.scene, rng(0, "limitations/described", i))
+        for i, one in enumerate(sets["spatial"])
+    ]
+    return sets, texts
 
 
 def draw(cfg: Parameters, name: str, on: arm.Studio, folder: Path) -> dict[str, np.ndarray]:
@@ -139,28 +145,39 @@ def printed(probes: Sequence[Probe], facts: Sequence[dict], tokenizer) -> pd.Dat
     """What became of a printed word: a row for each picture.
 
     Columns: ``word``; ``letters`` and ``pieces`` of it (the text encoder's tokens); ``known``,
-    whether pictures of the world print it; ``pairs``, whether the object beside it is there;
-    ``right``; ``errors``, edits by letter of the word; ``some``, whether any word is read.
+    whether pictures of the world print it; ``some``, whether any word is read; ``length``, whether
+    as many letters are; ``right``, whether it is the word; ``errors``, edits by letter of the word,
+    and ``chance``, edits by letter of the *next* prompt's word.
     """
-    rows = []
-    for one, read in zip(probes, facts, strict=True):
-        word, found = one.ask["word"], read["word"] or ""
-        there = float(satisfied(one.ask | {"word": None}, read))
-        tokens = len(pieces(tokenizer, one.prompt, word))
-        errors = text_rendering.error_rate(found, word)
-        right = float(found == word), errors, float(found != "")
-        rows.append((word, len(word), tokens, word in WORDS, there, *right))
-    columns = "word letters pieces known pairs right errors some".split()
+    words, rows = [one.ask["word"] for one in probes], []
+    others = [*words[1:], *words[:1]]
+    for one, word, other, read in zip(probes, words, others, facts, strict=True):
+        found, tokens = read["word"] or "", pieces(tokenizer, one.prompt, word)
+        seen = float(found != ""), float(len(found) == len(word)), float(found == word)
+        errors = [text_rendering.error_rate(found, asked) for asked in (word, other)]
+        rows.append((word, len(word), len(tokens), word in WORDS, *seen, *errors))
+    columns = "word letters pieces known some length right errors chance".split()
     return pd.DataFrame(rows, columns=columns)
+
+
+def transcribed(captions: Sequence[str], facts: Sequence[dict]) -> pd.DataFrame:
+    """Whether captions of pictures that print a word say this word: ``word`` and ``right``."""
+    rows = [
+        (true["word"], float(prompt_facts.facts_of(said)["word"] == true["word"]))
+        for said, true in zip(captions, facts, strict=True)
+        if true["word"]
+    ]
+    return pd.DataFrame(rows, columns=["word", "right"])
 
 
 @torch.no_grad()
 def spelled(encoder, tokenizer, words: Sequence[str], count: int, seed: int = 0) -> pd.DataFrame:
-    """Which words a linear reader spells rightly from the text encoder's states of their tokens.
+    """What a linear reader spells from the text encoder's states of the tokens of words.
 
     It learns (ridge regression) from ``count`` random strings of 2 to 4 letters in the same
-    sentence, so it knows pieces of words but none of the words. Rows: word, letters, pieces,
-    right. What a linear reader finds is there; what it misses may be there in another form.
+    sentence, so it knows pieces of words but none of the words. A row a word: word, pieces, the
+    share of its letters that are right at their places, and whether all are, "right". What a linear
+    reader finds is there; what it misses may be there in another form.
     """
     random = rng(seed, "limitations/strings")
     size = random.integers(2, LETTERS + 1, count)
@@ -171,10 +188,12 @@ def spelled(encoder, tokenizer, words: Sequence[str], count: int, seed: int = 0)
     weights = torch.linalg.solve(inner, x.T @ y.flatten(1))
     x, tokens = _slots(encoder, tokenizer, words)
     read = (x @ weights).reshape(len(words), LETTERS, -1).argmax(-1)
-    true = torch.stack([_letters(word) for word in words]).argmax(-1)
-    right = (read == true).all(-1).double().tolist()
-    columns = {"word": list(words), "letters": list(map(len, words)), "pieces": tokens}
-    return pd.DataFrame(columns | {"right": right})
+    same = read == torch.stack([_letters(word) for word in words]).argmax(-1)
+    rows = [
+        (word, n, float(row[: len(word)].double().mean()), float(row.all()))
+        for word, n, row in zip(words, tokens, same, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["word", "pieces", "letters right", "right"])
 
 
 def _slots(encoder, tokenizer, words: Sequence[str]) -> tuple[Tensor, list[int]]:
@@ -210,6 +229,15 @@ def beyond(shown: Sequence[dict], wanted: Sequence[dict]) -> pd.DataFrame:
         row["the word left out"] = float(not some) if word else np.nan
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def filled(texts: Sequence[str], facts: Sequence[dict], attributes: Sequence[str]) -> pd.Series:
+    """What pictures show where their prompts leave it open: shares of each attribute, by
+    "attribute: value" (``prompt_facts.added``)."""
+    total = sum((prompt_facts.added(*pair) for pair in zip(texts, facts, strict=True)), Counter())
+    counts = pd.Series(total, dtype=float).sort_index()
+    found = (counts / counts.groupby(level=0).transform("sum")).loc[list(attributes)]
+    return found.set_axis(map(": ".join, found.index))
 
 
 def wrong(texts: Sequence[str], facts: Sequence[dict], name: str) -> pd.DataFrame:
