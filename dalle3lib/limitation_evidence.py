@@ -15,7 +15,7 @@ from dalle3lib.study_results import Results
 from dalle3lib.world import reader
 
 STUDIED = ("spatial-below-attributes", "printed-text-poor", "counting-below-attributes")
-PLACE_ROW = "place of such a pair, of two"
+PLACE_ROW = "place of two objects, where these are right"
 LOOKS = ("shape", "colour", "texture", "size")  # attributes of an object that are no place
 
 
@@ -99,23 +99,37 @@ def over_seeds() -> tuple[dict[str, dict], Results | None]:
     return found, latest
 
 
+def told(entries: dict[str, dict]) -> pd.DataFrame:
+    """Entries of the claims ``STUDIED`` as a table, with a column that says what they mean."""
+    said = ["effect", "interval", "unit", "seeds", "pilot", "harder than colour and shape"]
+    table = pd.DataFrame(entries).T.reindex(columns=said)
+    for name, entry in entries.items():
+        low, high = entry["interval"]
+        table.loc[name, said[-1]] = "yes" if low > 0 else "no: easier" if high < 0 else "unclear"
+    return table
+
+
 def seed_shares(results: Results, kind: str = "descriptive") -> dict[str, pd.DataFrame]:
     """What pictures from one kind of prompt show, as ``percent`` over seeds, by arm.
 
     ``PLACE_ROW`` is the share of the pairs found that stand where asked.
     """
     tables = {}
-    for name in results.tables:
-        seeds, arrays = study_results.matrices(results, [name])
-        means = {
-            m: np.nanmean(arrays[name, kind, m], axis=1) for m in (PAIRS, PLACED, "count", "word")
-        }
+    for name in sorted(results.tables, key=_order):
+        _, arrays = study_results.matrices(results, [name])
+        means = {m: np.nanmean(arrays[name, kind, m], axis=1) for m in (PAIRS, "count", "word")}
         two = (results.prompts[results.prompts.kind == kind].objects == 2).to_numpy()
         pair, at = (arrays[name, kind, m][:, two].mean(axis=1) for m in (PAIRS, PLACED))
         rows = {"colour and shape": means[PAIRS], "number of objects": means["count"]}
-        rows |= {"place of such a pair, two objects": at / pair, "printed word": means["word"]}
+        rows |= {PLACE_ROW: at / pair, "printed word": means["word"]}
         tables[name] = pd.DataFrame({row: _over(v, f"{name}/{row}") for row, v in rows.items()}).T
     return tables
+
+
+def _order(name: str) -> tuple[int, int]:
+    """The place of an arm (kind-ratio) among others: original only, SSC, DSC by ratio."""
+    kind, ratio = name.rsplit("-", 1)
+    return ("original", "ssc", "dsc").index(kind), int(ratio)
 
 
 def _over(values: np.ndarray, name: str) -> dict[str, float]:

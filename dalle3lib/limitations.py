@@ -134,6 +134,14 @@ def counted(probes: Sequence[Probe], facts: Sequence[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["asked", "seen", "exact", "objects", "kind"])
 
 
+def asked_seen(table: pd.DataFrame) -> pd.DataFrame:
+    """The share of pictures with each number of objects (columns) by the number asked for (rows), 0
+    to 1, from ``counted``; columns go up to three."""
+    whole = pd.crosstab(table.asked, table.objects, normalize="index")
+    whole = whole.reindex(columns=range(max(4, whole.columns.max() + 1)), fill_value=0)
+    return whole.rename(index="{} asked".format, columns="{} seen".format)
+
+
 def pieces(tokenizer, prompt: str, word: str) -> list[int]:
     """The numbers of the tokens of a prompt that hold letters of a word standing in quotes."""
     start = prompt.index(f'"{word}"') + 1
@@ -146,18 +154,34 @@ def printed(probes: Sequence[Probe], facts: Sequence[dict], tokenizer) -> pd.Dat
 
     Columns: ``word``; ``letters`` and ``pieces`` of it (the text encoder's tokens); ``known``,
     whether pictures of the world print it; ``some``, whether any word is read; ``length``, whether
-    as many letters are; ``right``, whether it is the word; ``errors``, edits by letter of the word,
-    and ``chance``, edits by letter of the *next* prompt's word.
+    it has as many letters; ``first``, whether it begins as asked; ``right``, whether it is the
+    word; ``errors``, edits by letter of the word. "… by chance": held against the *next* word.
     """
     words, rows = [one.ask["word"] for one in probes], []
-    others = [*words[1:], *words[:1]]
-    for one, word, other, read in zip(probes, words, others, facts, strict=True):
-        found, tokens = read["word"] or "", pieces(tokenizer, one.prompt, word)
-        seen = float(found != ""), float(len(found) == len(word)), float(found == word)
-        errors = [text_rendering.error_rate(found, asked) for asked in (word, other)]
-        rows.append((word, len(word), len(tokens), word in WORDS, *seen, *errors))
-    columns = "word letters pieces known some length right errors chance".split()
-    return pd.DataFrame(rows, columns=columns)
+    for i, (one, read) in enumerate(zip(probes, facts, strict=True)):
+        word, other, found = words[i], words[(i + 1) % len(words)], read["word"] or ""
+        row = {"word": word, "letters": len(word), "known": word in WORDS}
+        row["pieces"] = len(pieces(tokenizer, one.prompt, word))
+        row |= {"some": float(found != ""), "length": float(len(found) == len(word))}
+        row["right"] = float(found == word)
+        for name, wanted in (("", word), (" by chance", other)):
+            row[f"first{name}"] = float(found[:1] == wanted[:1])
+            row[f"errors{name}"] = text_rendering.error_rate(found, wanted)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def stations(words: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """``percent`` of words that are right by station, for known words and for new ones.
+
+    ``words`` are tables with ``right`` and ``known``, by station; one without new words has no row.
+    """
+    found = {}
+    for label, known in (("words of the world", True), ("new words", False)):
+        own = {n: t.right[t.known == known].to_frame() for n, t in words.items()}
+        rows = [percent(t, f"{n}/{known}").set_axis([n]) for n, t in own.items() if len(t) > 1]
+        found[label] = pd.concat(rows)
+    return found
 
 
 def transcribed(captions: Sequence[str], facts: Sequence[dict]) -> pd.DataFrame:
