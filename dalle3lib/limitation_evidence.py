@@ -101,12 +101,12 @@ def over_seeds() -> tuple[dict[str, dict], Results | None]:
 
 def told(entries: dict[str, dict]) -> pd.DataFrame:
     """Entries of the claims ``STUDIED`` as a table, with a column that says what they mean."""
-    said = ["effect", "interval", "unit", "seeds", "pilot", "harder than colour and shape"]
-    table = pd.DataFrame(entries).T.reindex(columns=said)
-    for name, entry in entries.items():
-        low, high = entry["interval"]
-        table.loc[name, said[-1]] = "yes" if low > 0 else "no: easier" if high < 0 else "unclear"
-    return table
+    ends = [entry["interval"] for entry in entries.values()]
+    said = ["yes" if low > 0 else "no: easier" if high < 0 else "unclear" for low, high in ends]
+    table = pd.DataFrame(entries).T.reindex(
+        columns=["effect", "interval", "unit", "seeds", "pilot"]
+    )
+    return table.assign(**{"harder than colour and shape": said})
 
 
 def seed_shares(results: Results, kind: str = "descriptive") -> dict[str, pd.DataFrame]:

@@ -186,11 +186,8 @@ def stations(words: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 def transcribed(captions: Sequence[str], facts: Sequence[dict]) -> pd.DataFrame:
     """Whether captions of pictures that print a word say this word: ``word`` and ``right``."""
-    rows = [
-        (true["word"], float(prompt_facts.facts_of(said)["word"] == true["word"]))
-        for said, true in zip(captions, facts, strict=True)
-        if true["word"]
-    ]
+    told = zip(map(prompt_facts.facts_of, captions), facts, strict=True)
+    rows = [(f["word"], float(said["word"] == f["word"])) for said, f in told if f["word"]]
     return pd.DataFrame(rows, columns=["word", "right"])
 
 
