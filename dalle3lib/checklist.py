@@ -8,8 +8,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from dalle3lib import files, foundation, paths, study, study_results
+from dalle3lib import files, foundation, paths, study_results
 from dalle3lib.pages import duration, plain, table
+from dalle3lib.study_stages import STAGES
 
 
 def parameters(directory: Path) -> int:
@@ -54,17 +55,18 @@ def recipes() -> str:
 def studies() -> str:
     """A table of the study's stages: arms, planned seeds, and how many results are committed."""
     rows = []
-    for stage, (arms, seeds) in study.STAGES.items():
-        done = study_results.names(stage)
+    for name, stage in STAGES.items():
+        done = study_results.names(name)
         spent = [study_results.read(path)[1]["seconds"]["run"]["processor"] for path in done]
         rows.append(
             [
-                stage,
-                ", ".join(f"`{arm}`" for arm in arms),
-                f"{seeds.start} to {seeds.stop - 1}",
-                f"{len(done)} of {len(arms) * len(seeds)}",
+                f"`{name}`",
+                plain(stage.varies or "–"),
+                ", ".join(f"`{arm}`" for arm in stage.arms),
+                f"{stage.seeds.start} to {stage.seeds.stop - 1}",
+                f"{len(done)} of {len(stage.arms) * len(stage.seeds)}",
                 duration(sum(spent)) if done else "–",
             ]
         )
-    header = ["Stage", "Arms", "Seeds", "Results committed", "Processor time"]
-    return table(header, rows, "numbers wide")
+    header = ["Stage", "What differs", "Arms", "Seeds", "Results committed", "Processor time"]
+    return table(header, rows, "studies wide")
