@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, limitations, paths, prompt_facts, study_evidence, study_results
 from dalle3lib import limitation_evidence as evidence
+from dalle3lib import limitations, paths, prompt_facts, study_evidence
 from dalle3lib.study_results import Results
 from dalle3lib.text import load as load_encoder
 from dalle3lib.world import World
@@ -274,19 +274,3 @@ def test_shares_over_seeds_by_hand():
     assert table[evidence.PLACE_ROW] == pytest.approx(50)
     assert found["dsc-95"].low["number of objects"] < table["number of objects"]
     assert np.isnan(found["original-0"].low["colour and shape"])
-
-
-def test_without_a_study_there_is_nothing_and_a_broken_one_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_results, "FOLDER", tmp_path)
-    assert evidence.over_seeds() == ({}, None)
-    (tmp_path / "main").mkdir()
-    (tmp_path / "main" / "dsc-95-100.parquet").write_text("no table")
-    with pytest.raises(UserError, match="cannot be read"):
-        evidence.over_seeds()
-
-
-def test_what_an_effect_means_is_said_in_words():
-    intervals = {"a": (1, 2), "b": (-2, -1), "c": (-1, 1)}
-    entries = {name: {"effect": 0, "interval": found} for name, found in intervals.items()}
-    said = evidence.told(entries)["harder than colour and shape"]
-    assert said.tolist() == ["yes", "no: easier", "unclear"]
