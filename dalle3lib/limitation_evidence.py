@@ -116,3 +116,31 @@ def _over(values: np.ndarray, name: str) -> dict[str, float]:
     if len(values) > 1:
         low, high = stats.seed_interval(100 * values, rng(0, f"limitations/{name}"))
     return {"value": 100 * values.mean(), "low": low, "high": high}
+
+
+def summary(
+    places: pd.DataFrame, numbers: pd.DataFrame, right: pd.Series, errors: dict, name: str
+) -> list[str]:
+    """What the page measured of one arm, a sentence for each limitation.
+
+    ``places`` are values in per cent by (arm, wording) with columns pairs, both and right;
+    ``numbers`` by (arm, asked) with a column exact; ``right`` words of the world right by station;
+    ``errors`` are ``limitations.wrong`` of "DSC captions" and of the arm.
+    """
+    brief, full = (places.loc[(name, w)] for w in ("relation words", "full description"))
+    wrong = {what: table.value for what, table in errors.items()}
+    at = {what: [wrong[what][a] for a in LOOKS[:3]] for what in ("DSC captions", name)}
+    counts = numbers.exact.xs(name, level=0)
+    return [
+        f"Places: both objects are in {brief.both:.0f} % of the pictures of short sentences and in "
+        f"{full.both:.0f} % of those of full descriptions; where both are, {brief.right:.0f} % and "
+        f"{full.right:.0f} % stand as asked.",
+        "Numbers: exactly as many of the kind in "
+        + ", ".join(f"{share:.0f} % ({asked} asked)" for asked, share in counts.items())
+        + ".",
+        "Printed words right: " + ", ".join(f"{s} {v:.0f} %" for s, v in right.items()) + ".",
+        "Wrong shapes, colours and textures: "
+        + "; ".join(f"{k} " + ", ".join(f"{v:.0f}" for v in vs) for k, vs in at.items())
+        + f" (%). Wrong words: {wrong['DSC captions']['printed word']:.0f} % of those that DSC "
+        "captions state.",
+    ]
