@@ -51,6 +51,8 @@ GROUPS = {
                 "automatic_evaluation",
                 "evaluation_table",
                 "photo_evaluation",
+                "limitations",
+                "limitation_evidence",
                 "upsample_scores",
             ),
             *("human", "human_app", "elo", "stats", "power", "claims"),
