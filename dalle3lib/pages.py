@@ -62,7 +62,7 @@ GROUPS = {
         (
             *("paths", "config", "runs", "fingerprint", "files"),
             *("plots", "caption_plots", "captioner_plots", "verdict_plots", "drawings"),
-            *("playground", "pages", "book"),
+            *("playground", "launch", "cards", "pages", "book", "doctor"),
         ),
     ),
     "other": ("The package and its commands", ()),
