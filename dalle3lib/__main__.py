@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     upsample.add_options(command("upsample", upsample.command, preset=""))
     study.add_options(command("study", study.command, preset=""))
     command("doctor", doctor.command, preset="")
+    command("cards", cards_command, preset="")
     freeze = command("freeze", freeze_command, preset="")
     freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser
@@ -335,6 +336,14 @@ def freeze_command(options: argparse.Namespace) -> None:
 
     frozen = freezing.freeze(options.names)
     print(f"{len(frozen)} claims are frozen: {', '.join(frozen)}. Commit data/claims.yaml.")
+
+
+def cards_command(_options: argparse.Namespace) -> None:
+    """Write the models' cards and the data set's metadata anew, from the files in data/."""
+    from dalle3lib import croissant, model_cards
+
+    for path in (croissant.write(), model_cards.write()):
+        print(f"Wrote {path}")
 
 
 def recaption_command(options: argparse.Namespace) -> None:

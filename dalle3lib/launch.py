@@ -6,6 +6,7 @@ repository is not that of its page, so the theme's own launch buttons cannot be 
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -16,22 +17,27 @@ BRANCH = "main"
 BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
-def repository(citation: Path | None = None) -> str | None:
+def citation(path: Path | None = None) -> dict[str, Any]:
+    """The content of ``CITATION.cff`` (or ``path``), empty without one; UserError if it is bad."""
+    path = path or paths.ROOT / "CITATION.cff"
+    try:
+        return dict(yaml.safe_load(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
+
+
+def repository(path: Path | None = None) -> str | None:
     """The address of the public repository as ``CITATION.cff`` says it, or None if it does not.
 
-    Raises UserError for a file that is no YAML, and for an address that is not ``https://…``.
+    Raises UserError for an address that is not ``https://…``.
     """
-    citation = citation or paths.ROOT / "CITATION.cff"
-    try:
-        address = yaml.safe_load(citation.read_text("utf-8")).get("repository-code")
-    except FileNotFoundError:
-        return None
-    except (yaml.YAMLError, AttributeError) as error:
-        raise UserError(f"{citation} cannot be read ({' '.join(str(error).split())}).") from None
+    address = citation(path).get("repository-code")
     if address is None:
         return None
     if not re.fullmatch(r"https://[\w.-]+(/[\w.-]+)+/?", str(address)):
-        raise UserError(f"{citation}: repository-code must be https://…, not {address!r}.")
+        raise UserError(f"CITATION.cff: repository-code must be https://…, not {address!r}.")
     return address.rstrip("/").removesuffix(".git")
 
 
