@@ -96,3 +96,30 @@ def test_hooks_before_a_commit_do_what_make_lint_checks():
     assert entries["ruff-format"] == ".venv/bin/ruff format"
     (strip,) = re.findall(r"^STRIP := \$\(BIN\)/(nbstripout .*?[^\\])$", MAKEFILE, re.M | re.S)
     assert entries["nbstripout"] == ".venv/bin/" + " ".join(strip.replace("\\", " ").split())
+
+
+# ---- the first page ------------------------------------------------------------------------------
+
+
+def test_the_first_screen_has_the_question_two_commands_and_a_tree():
+    lines = (paths.ROOT / "README.md").read_text().splitlines()[:40]
+    text = "\n".join(lines)
+    assert "?**" in text and "\nmake book " in text and "\nmake test " in text
+    tree = re.findall(r"\b(\w+)/   ", text)
+    assert {"notebooks", "dalle3lib", "data", "book", "workflow", "tests", "runs"} == set(tree)
+    assert all((paths.ROOT / name).is_dir() for name in set(tree) - {"runs"})
+
+
+def test_files_that_the_prose_links_are_there():
+    for name in ("README.md", "CONTRIBUTING.md", "RELEASING.md", "data/README.md"):
+        page = paths.ROOT / name
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_every_module_and_notebook_has_its_place_in_the_tree():
+    tree = (paths.ROOT / "README.md").read_text().partition("## Where things are")[2]
+    words = set(re.findall(r"[\w.]+", tree))
+    modules = {path.stem for path in (paths.ROOT / "dalle3lib").glob("[a-z]*.py")}
+    assert modules - words == set()
+    assert {path.name for path in paths.notebooks_dir().glob("*.ipynb")} - words == set()
