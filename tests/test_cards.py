@@ -39,7 +39,7 @@ def metadata() -> dict:
 def copy(tmp_path):
     """The data folder's captions and one stage of the study, to be changed."""
     shutil.copytree(DATA / "captions", tmp_path / "captions")
-    stage = next((DATA / "study").iterdir())
+    stage = min((DATA / "study").glob("*/prompts.parquet")).parent
     shutil.copytree(stage, tmp_path / "study" / stage.name)
     return tmp_path
 
