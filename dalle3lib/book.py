@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from dalle3lib import UserError, claims, pages
+from dalle3lib import UserError, claims, launch, pages
 from dalle3lib.files import guard
 from dalle3lib.paths import ROOT, notebooks_dir
 
@@ -186,6 +186,7 @@ def _write_chapter(chapter: Chapter, root: Path, folder: Path, places: list[Path
         text = table.read_text("utf-8")
         _write(folder / "tables" / chapter.stem / table.name, pages.without(text, *places))
     note = pages.made_by(chapter.state, chapter.copies, [table.name for table in tables])
+    note += launch.links(chapter.stem, launch.repository())
     text = pages.without(nbformat.writes(tidy(chapter.notebook, note)), *places)
     _write(folder / f"{chapter.stem}.ipynb", text)
 
