@@ -15,6 +15,7 @@ from dalle3lib import UserError, elo, ratings, simulated_raters
 from dalle3lib.evals import paper_tables
 from dalle3lib.randomness import rng
 from dalle3lib.simulated_raters import Crowd, simulate
+from dalle3lib.vote_store import VoteStore
 
 HAND = [  # left, right, choice
     *[("a", "b", "left")] * 5,
@@ -195,6 +196,24 @@ def test_simulated_votes_are_a_pure_function_and_ties_favour_nobody(tmp_path):
     assert share["tie"] == pytest.approx(0.5 * 2 * 0.7 * 0.3, abs=0.01)
 
 
+def test_a_lot_decides_who_is_strong(tmp_path):
+    plan = tiny_study.make(tmp_path)
+    drawn = [simulated_raters.by_lot(plan, 60, seed) for seed in range(20)]
+    assert all(sorted(d.values()) == [-60, 0, 60] for one in drawn for d in one.values())
+    assert len({max(one["style"], key=one["style"].get) for one in drawn}) == 3
+
+
+def test_simulated_votes_go_through_the_store(tmp_path):
+    plan = tiny_study.make(tmp_path)
+    votes, store = simulate(plan, Crowd(STRENGTHS), 2, seed=0), VoteStore.create(tmp_path)
+    simulated_raters.cast(store, votes)
+    stored = store.votes()
+    assert store.progress(0) == store.progress(1) == (18, 18)
+    pd.testing.assert_frame_equal(stored[list(votes)], votes, check_dtype=False)
+    with pytest.raises(UserError, match="of their own"):
+        simulated_raters.cast(store, votes)
+
+
 def test_true_ratings_are_the_strengths_unless_raters_err():
     exact = simulated_raters.true_ratings(Crowd(STRENGTHS), "style")
     assert exact.to_dict() == pytest.approx(STRENGTHS["style"], abs=1e-4)
@@ -211,23 +230,13 @@ def test_true_ratings_are_the_strengths_unless_raters_err():
     assert elo.win_rate(found["alpha"] - found["gamma"]) == pytest.approx(rate, abs=0.002)
 
 
-def covered(plan, crowd: Crowd, studies: int, raters: int, question: str = "style") -> np.ndarray:
-    """Whether each pair's true difference lies in its interval: bool [studies, pairs]."""
-    true, found = simulated_raters.true_ratings(crowd, question), []
-    for study in range(studies):
-        votes = ratings.main_votes(simulate(plan, crowd, raters, seed=study), question)
-        table = ratings.compare(votes, rng(study, "coverage"))
-        rates = [100 * elo.win_rate(np.subtract(*true[n.split(" over ")])) for n in table.index]
-        found.append(((table.low <= rates) & (rates <= table.high)).to_numpy())
-    return np.array(found)
-
-
 def test_known_strengths_lie_in_the_interval(tmp_path):
     """In 8 studies of three pairs: true 95 % intervals miss more than 4 of 24 in one case of 50 at
     most; intervals half as wide would miss 8. The seeds are fixed."""
     plan = tiny_study.make(tmp_path, prompts=24, trials=36)
     crowd = Crowd(STRENGTHS, side=30, taste=30, luck=60, lapse=0.05)
-    assert (~covered(plan, crowd, 8, 8)).sum() <= 4
+    table = simulated_raters.coverage(plan, crowd, "style", studies=8, raters=8, seed=0)
+    assert len(table) == 24 and (~table.held).sum() <= 4
 
 
 @pytest.mark.soak
@@ -237,7 +246,8 @@ def test_coverage_over_many_studies(tmp_path, spread):
     differ."""
     plan = tiny_study.make(tmp_path, prompts=30, trials=60)
     crowd = Crowd(STRENGTHS, side=30, taste=spread / 2, luck=spread, lapse=0.05)
-    share = covered(plan, crowd, 200, 12).mean()
+    options = {"studies": 200, "raters": 12, "seed": 0}
+    share = simulated_raters.coverage(plan, crowd, "style", **options).held.mean()
     print(f"coverage {share:.3f}")
     assert 0.92 <= share <= 0.985
 
