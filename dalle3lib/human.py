@@ -190,6 +190,13 @@ def _shares(count: int, questions: list[str]) -> dict[str, int]:
     return {name: len(range(i, count, len(names))) for i, name in enumerate(names)}
 
 
+def overview(plan: Plan) -> pd.DataFrame:
+    """How many pairs, and of how many prompts, each question and pair of systems has."""
+    rows = [(r["question"], " / ".join(sorted(plan.key[r["id"]])), r["prompt"]) for r in plan.pairs]
+    table = pd.DataFrame(rows, columns=["question", "systems", "prompt"])
+    return table.groupby(["question", "systems"]).prompt.agg(pairs="size", prompts="nunique")
+
+
 # ---- what votes mean -----------------------------------------------------------------------------
 
 

@@ -40,16 +40,17 @@ class Crowd:
 
 
 def by_lot(plan: human.Plan, step: float, seed: int) -> dict[str, dict[str, float]]:
-    """Strengths for a ``Crowd``: for each question a lot decides which system comes first.
+    """Strengths for a ``Crowd``, given out so that nobody takes them for news about the systems.
 
-    Neighbours are ``step`` Elo points apart, around zero. Drawn by lot, so that nobody takes what
-    simulated raters prefer for news about the systems.
+    Neighbours are ``step`` Elo points apart, around zero. A lot decides who is the strongest in
+    the first question; in each further question everybody moves on by one place.
     """
-    found, n = {}, len(plan.systems)
-    for question in plan.questions:
-        order = rng(seed, f"strengths/{question}").permutation(n)
-        pairs = zip(plan.systems, order.tolist(), strict=True)
-        found[question] = {s: step * (i - (n - 1) / 2) for s, i in pairs}
+    names, found = plan.systems, {}
+    order = rng(seed, "strengths").permutation(len(names)).tolist()
+    for turn, question in enumerate(plan.questions):
+        places = [(place + turn) % len(names) for place in order]
+        points = [step * ((len(names) - 1) / 2 - place) for place in places]
+        found[question] = dict(zip(names, points, strict=True))
     return found
 
 

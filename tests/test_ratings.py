@@ -200,6 +200,8 @@ def test_a_lot_decides_who_is_strong(tmp_path):
     plan = tiny_study.make(tmp_path)
     drawn = [simulated_raters.by_lot(plan, 60, seed) for seed in range(20)]
     assert all(sorted(d.values()) == [-60, 0, 60] for one in drawn for d in one.values())
+    for one in drawn:  # with as many questions as systems, everybody comes first once
+        assert sorted(max(d, key=d.get) for d in one.values()) == list(tiny_study.SYSTEMS)
     assert len({max(one["style"], key=one["style"].get) for one in drawn}) == 3
 
 
