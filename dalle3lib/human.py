@@ -194,7 +194,8 @@ def overview(plan: Plan) -> pd.DataFrame:
     """How many pairs, and of how many prompts, each question and pair of systems has."""
     rows = [(r["question"], " / ".join(sorted(plan.key[r["id"]])), r["prompt"]) for r in plan.pairs]
     table = pd.DataFrame(rows, columns=["question", "systems", "prompt"])
-    return table.groupby(["question", "systems"]).prompt.agg(pairs="size", prompts="nunique")
+    counts = table.groupby(["question", "systems"]).prompt.agg(pairs="size", prompts="nunique")
+    return counts.reindex(plan.questions, level="question")
 
 
 # ---- what votes mean -----------------------------------------------------------------------------

@@ -4,7 +4,7 @@ They never look at a picture. They are told how strong each system is and vote b
 errors that people make. What they vote says nothing about the systems, only about the analysis.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,10 @@ class Crowd:
     luck: float = 0.0
     lapse: float = 0.0
     careless: float = 0.0
+
+
+# The errors of chapter 09's raters: plausible ones, measured on nobody.
+EXAMPLE = Crowd({}, tie=0.3, side=25, taste=30, luck=60, lapse=0.04, careless=0.15)
 
 
 def by_lot(plan: human.Plan, step: float, seed: int) -> dict[str, dict[str, float]]:
@@ -123,18 +127,17 @@ def true_ratings(crowd: Crowd, question: str) -> pd.Series:
 
     Without errors these are the strengths. Tastes, luck, sides and lapses pull all win rates
     towards a half, so ratings come out closer together than the strengths: that is no fault of
-    the analysis but what such raters prefer.
+    the analysis but what such raters prefer. Careless raters are left out, as the checks find them.
     """
     strengths = crowd.strengths[question]
     names, wide = sorted(strengths), np.sqrt(2 * (crowd.taste**2 + crowd.luck**2))
-    at_random = crowd.careless + (1 - crowd.careless) * crowd.lapse
     counts = pd.DataFrame(0.0, names, names)
     for a in names:
         for b in (name for name in names if name != a):
             apart = strengths[a] - strengths[b] + wide * NODES
             rate = np.mean([expit((apart + s) / SCALE) for s in (crowd.side, -crowd.side)], axis=0)
             mean = (WEIGHTS * rate).sum() / WEIGHTS.sum()
-            counts.loc[a, b] = (1 - at_random) * mean + at_random / 2
+            counts.loc[a, b] = (1 - crowd.lapse) * mean + crowd.lapse / 2
     return ratings.fit(counts)
 
 
@@ -146,8 +149,7 @@ def coverage(
     Columns: study, pair, true (win rate in %), low, high (of ``ratings.compare``), held (the truth
     lies in the interval). Votes of raters that fail the checks do not count.
     """
-    true = true_ratings(replace(crowd, careless=0.0), question)
-    rows = []
+    true, rows = true_ratings(crowd, question), []
     for study in range(studies):
         votes = rater_quality.counted(simulate(plan, crowd, raters, seed=seed + study))
         random = rng(seed + study, f"coverage/{question}")
