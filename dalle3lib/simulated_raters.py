@@ -5,6 +5,7 @@ errors that people make. What they vote says nothing about the systems, only abo
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,11 @@ from scipy.special import expit
 
 from dalle3lib import UserError, human, rater_quality, ratings
 from dalle3lib.elo import SCALE, win_rate
+from dalle3lib.files import write_atomic
 from dalle3lib.randomness import rng
 from dalle3lib.vote_store import VoteStore
 
+NOTE = "SIMULATED.txt"  # beside votes that nobody gave
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)  # for means over a normal distribution
 
 
@@ -39,10 +42,6 @@ class Crowd:
     careless: float = 0.0
 
 
-# The errors of chapter 09's raters: plausible ones, measured on nobody.
-EXAMPLE = Crowd({}, tie=0.3, side=25, taste=30, luck=60, lapse=0.04, careless=0.15)
-
-
 def by_lot(plan: human.Plan, step: float, seed: int) -> dict[str, dict[str, float]]:
     """Strengths for a ``Crowd``, given out so that nobody takes them for news about the systems.
 
@@ -56,6 +55,12 @@ def by_lot(plan: human.Plan, step: float, seed: int) -> dict[str, dict[str, floa
         points = [step * ((len(names) - 1) / 2 - place) for place in places]
         found[question] = dict(zip(names, points, strict=True))
     return found
+
+
+def example(plan: human.Plan, seed: int) -> Crowd:
+    """The raters of chapter 09: strengths ``by_lot``, and plausible errors, measured on nobody."""
+    errors = {"tie": 0.3, "side": 25, "taste": 30, "luck": 60, "lapse": 0.04, "careless": 0.15}
+    return Crowd(by_lot(plan, 70, seed), **errors)
 
 
 def simulate(plan: human.Plan, crowd: Crowd, raters: int, seed: int) -> pd.DataFrame:
@@ -80,12 +85,21 @@ def simulate(plan: human.Plan, crowd: Crowd, raters: int, seed: int) -> pd.DataF
 
 
 def cast(store: VoteStore, votes: pd.DataFrame) -> None:
-    """Put the votes of ``simulate`` into an empty store; UserError if it has raters already."""
+    """Put the votes of ``simulate`` into an empty store, and a note in its folder (``marked``).
+
+    UserError if the store has raters already.
+    """
     if store.raters():
         raise UserError("This store has raters: put simulated votes into a study of their own.")
+    write_atomic(store.plan.folder / NOTE, b"The votes in this folder are simulated.\n")
     store.invite(votes.rater.nunique())
     for row in votes.itertuples():
         store.vote(int(row.rater), row.trial, row.choice, row.trial, row.seconds)
+
+
+def marked(folder: Path) -> bool:
+    """Whether the votes in a study's folder are simulated."""
+    return (folder / NOTE).is_file()
 
 
 def _left_wins(

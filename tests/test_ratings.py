@@ -1,6 +1,5 @@
 """Ratings by hand, against a direct likelihood, and recovered from votes with a known truth."""
 
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -40,7 +40,9 @@ def test_a_lot_decides_who_is_strong(tmp_path):
 def test_simulated_votes_go_through_the_store(tmp_path):
     plan = tiny_study.make(tmp_path)
     votes, store = simulate(plan, Crowd(STRENGTHS), 2, seed=0), VoteStore.create(tmp_path)
+    assert not simulated_raters.marked(tmp_path)
     simulated_raters.cast(store, votes)
+    assert simulated_raters.marked(tmp_path)
     stored = store.votes()
     assert store.progress(0) == store.progress(1) == (18, 18)
     pd.testing.assert_frame_equal(stored[list(votes)], votes, check_dtype=False)
@@ -94,8 +96,7 @@ def test_the_example_votes_are_simulated_and_can_be_made_again(tmp_path):
     options = {"prompts": 16, "trials": 48, "checks": 8, "repeats": 6}
     true = tiny_study.samples("truth", 16)
     plan = tiny_study.make(tmp_path, names, references=true, **options)
-    strengths = simulated_raters.by_lot(plan, step=70, seed=0)
-    votes = simulate(plan, dataclasses.replace(simulated_raters.EXAMPLE, strengths=strengths), 9, 0)
+    votes = simulate(plan, simulated_raters.example(plan, seed=0), 9, seed=0)
     committed = pd.read_csv(folder / "votes.csv", dtype={"prompt": str})
     pd.testing.assert_frame_equal(committed, votes[list(committed)], check_dtype=False)
     assert set(committed.role) == set(tiny_study.human.ROLES)
