@@ -4,7 +4,7 @@ Every claim is one matrix of differences [seeds, prompts]; ``stats.effect`` turn
 of the ledger, ``claims`` turns that into a verdict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,10 @@ import pandas as pd
 
 from dalle3lib import claims, stats
 from dalle3lib.randomness import rng
-from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices
+from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices, names
 
 PAIRS = "colour-shape"  # the primary reading: pairs that both kinds of caption can state
+PLACED = "colour-shape-place"  # such a pair at its place
 ORIGINAL, SSC, DSC = "original-0", "ssc-95", "dsc-95"  # the arms of Figure 4
 TREND = {0: ORIGINAL, 50: "dsc-50", 65: "dsc-65", 80: "dsc-80", 90: "dsc-90", 95: DSC}
 
@@ -97,6 +98,22 @@ def _gain(s: Scores, arm: str, kind: str) -> np.ndarray:
     return (s(arm, kind, SHORT_FACTS) - s(arm, "short", SHORT_FACTS))[:, comparable(s)]
 
 
+def below_pairs(measure: str) -> Evidence:
+    """Pairs minus another fact, in the same pictures of DSC 95 that state both."""
+    return Evidence((DSC,), lambda s: s(DSC, "descriptive", PAIRS) - s(DSC, "descriptive", measure))
+
+
+def misplaced(s: Scores) -> np.ndarray:
+    """Prompts of DSC 95 for two objects: pairs found minus the share of these at their place.
+
+    That share is one ratio for all prompts of a seed: a prompt without any pair has none of its
+    own. Each prompt brings its part of it, so that a seed's mean is the difference exactly.
+    """
+    two = (s.asked("descriptive").objects == 2).to_numpy()
+    pairs, placed = (s(DSC, "descriptive", measure)[:, two] for measure in (PAIRS, PLACED))
+    return pairs - 100 * placed / pairs.mean(axis=1, keepdims=True)
+
+
 SCENES = "scenes whose short and upsampled prompts name every object, and no more"
 ON_ORIGINAL, ON_DESCRIPTIVE = "on-original-prompts", "on-descriptive-prompts"
 CLAIMS = {
@@ -133,33 +150,42 @@ CLAIMS = {
         lambda s: _gain(s, DSC, "upsampled") - _gain(s, ORIGINAL, "upsampled"),
         SCENES,
     ),
+    "spatial-below-attributes": Evidence((DSC,), misplaced, "prompts for two objects"),
+    "printed-text-poor": below_pairs("word"),
+    "counting-below-attributes": below_pairs("count"),
 }
 
 
-def evidence(stage: str = "main", results: Results | None = None) -> dict[str, dict]:
-    """An entry for the ledger of every claim the stage's results bear on, by claim id.
+def evidence(
+    stage: str = "main", results: Results | None = None, names: Sequence[str] = tuple(CLAIMS)
+) -> dict[str, dict]:
+    """An entry for the ledger of every claim named that the stage's results bear on, by claim id.
 
     Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). The seeds
-    are those that all arms of the claim have; a claim with fewer than two is left out.
+    are those that all arms of the claim have; a claim with fewer than two is left out, and so is
+    one about prompts or facts that the results do not have.
     ``descriptive-prompts-score-higher`` is said of every arm, so its p is the largest of theirs.
     UserError if results cannot be compared.
     """
     results = load(stage) if results is None else results
     known = {claim.id: claim for claim in claims.load()}
     found = {}
-    for name, how in CLAIMS.items():
-        claim = known[name]
+    for name in names:
+        how, claim = CLAIMS[name], known[name]
         if len(_common(results, how.arms)) < 2:
             continue
         s = Scores(results, how.arms)
         random, margin = rng(0, f"study/{name}"), claim.smallest_effect
-        entry = stats.effect(how.differences(s), random, claim.direction, margin)
+        try:
+            entry = stats.effect(how.differences(s), random, claim.direction, margin)
+        except KeyError:  # a build's own runs ask fewer kinds of prompt, photographs have no facts
+            continue
         if name == "descriptive-prompts-score-higher":
             entry["p"] = max(
                 stats.sign_flip_p(stats.seed_means(s(arm, "descriptive") - s(arm, "original")))
                 for arm in how.arms
             )
-        about = {"unit": claim.unit, "note": how.note, "pilot": stage == "pilot"}
+        about = {"unit": claim.unit, "note": how.note, "pilot": results.stage == "pilot"}
         found[name] = entry | about
     return found
 
@@ -167,3 +193,41 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
 def _common(results: Results, arms: tuple[str, ...]) -> set[int]:
     """The seeds that all of the arms have."""
     return set.intersection(*(set(results.tables.get(arm, ())) for arm in arms))
+
+
+def everything(own: Results | None = None) -> dict[str, dict]:
+    """``evidence`` of a build's ``own`` runs, or else of the committed study: its main stage, and
+    the pilot where the main stage has no two paired seeds yet."""
+    if own is not None:
+        return evidence(results=own)
+    found: dict[str, dict] = {}
+    for stage in ("pilot", "main"):
+        found |= evidence(stage) if names(stage) else {}
+    return found
+
+
+def of_chapter(chapter: str, own: Results | None = None) -> dict[str, dict]:
+    """``everything`` that bears on the claims of one chapter."""
+    here = {claim.id for claim in claims.load() if claim.chapter == chapter}
+    return {name: entry for name, entry in everything(own).items() if name in here}
+
+
+def table(chapter: str, own: Results | None = None) -> pd.DataFrame:
+    """A chapter's claims with what was measured and the verdict: a row for each with evidence.
+
+    Columns effect, interval (over seeds), two-level (over seeds and prompts), p, seeds, verdict.
+    The verdict corrects p for all claims of a family, whichever chapter they stand in.
+    """
+    found, rows = everything(own), {}
+    for row in claims.judged(found):
+        if row["chapter"] == chapter and row["id"] in found:
+            entry = found[row["id"]]
+            low_high = [
+                [f"{end:+.2f}" for end in entry[name]] for name in ("interval", "two_level")
+            ]
+            interval, two_level = (f"[{low}, {high}]" for low, high in low_high)
+            p = entry["equivalence_p"] if entry["p"] is None else entry["p"]
+            effect = f"{entry['effect']:+.2f} {row['unit']}"
+            rows[row["id"]] = effect, interval, two_level, f"{p:.4f}", row["seeds"], row["verdict"]
+    columns = ["effect", "interval", "two-level", "p", "seeds", "verdict"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
