@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, config, fingerprint, paths, runs, study, upsample
+from dalle3lib import UserError, config, fingerprint, paths, rate, runs, study, upsample
 from dalle3lib.files import guard, write_atomic
 
 # One thread a process: two jobs share two cores, and a sum has the same bits in every run.
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _recaption_options(command("recaption", recaption_command, preset=""))
     upsample.add_options(command("upsample", upsample.command, preset=""))
     study.add_options(command("study", study.command, preset=""))
+    rate.add_options(command("rate", rate.command, preset=""))
     freeze = command("freeze", freeze_command, preset="")
     freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser

@@ -43,8 +43,7 @@ async function ask(path, body) {
         return await reply.json();
       }
       if (reply.status < 500) {
-        const refusal = await reply.json().catch(() => ({}));
-        say(`The server refused this: ${refusal.detail || reply.status}. Please reload the page.`);
+        say(await reply.text());
         return null;
       }
     } catch (error) {
@@ -97,38 +96,36 @@ function fitAll() {
 async function show(next) {
   // Put the server's word on the page; the pair only once both of its pictures are there.
   if (!next) return;
-  const same = state && state.trial === next.trial && state.done === next.done;
+  const same = state && state.trial?.id === next.trial?.id && state.done === next.done;
   state = next;
-  $("bar").max = state.total;
-  $("bar").value = state.done;
-  $("count").textContent = `${state.done} of ${state.total}`;
-  $("undo").disabled = state.last === null;
-  $("finished").hidden = state.trial !== null;
+  const { trial, done, total } = state;
+  $("bar").max = total;
+  $("bar").value = done;
+  $("count").textContent = `${done} of ${total}`;
+  $("undo").disabled = done === 0;
+  $("finished").hidden = trial !== null;
   if (state.notice) say(state.notice);
   if (same) return enable(true);
   if ($("zoom").open) $("zoom").close();
-  if (state.trial === null) {
+  if (trial === null) {
     $("rating").hidden = true;
     $("thanks").textContent =
-      `All ${state.total} answers are stored. You can close this page` +
-      (state.last === null ? "." : ", or undo the last answer.");
+      `All ${total} answers are stored. You can close this page, or undo the last answer.`;
     $("finished").querySelector("h1").focus();
     return;
   }
   shown = Infinity;
   let images;
   try {
-    images = await Promise.all([loaded(state.left), loaded(state.right)]);
+    images = await Promise.all([loaded(trial.left), loaded(trial.right)]);
   } catch (error) {
-    say("A picture could not be loaded. Please reload the page.");
     state = null;
-    return;
+    return say("A picture could not be loaded. Please reload the page.");
   }
-  $("question").textContent = state.question;
-  $("hint").textContent = state.hint;
-  $("hint").hidden = !state.hint;
-  $("caption").textContent = state.caption;
-  $("caption").hidden = state.caption === null;
+  $("question").textContent = trial.ask;
+  $("hint").textContent = trial.hint;
+  $("caption").textContent = trial.caption;
+  $("caption").hidden = trial.caption === null;
   $("rating").hidden = false;
   images.forEach((image, side) => {
     image.alt = `Picture ${LETTERS[side]}`;
@@ -161,20 +158,21 @@ async function once(work) {
 
 function vote(choice) {
   const looked = performance.now() - shown;
-  if (busy || !state || state.trial === null || !(looked > FIRST_LOOK) || $("zoom").open) return;
+  if (busy || !state || !state.trial || !(looked > FIRST_LOOK) || $("zoom").open) return;
   once(async () => {
     enable(false);
     document.querySelector(`#choices [value=${choice}]`).classList.add("chosen");
     const seconds = Math.round(looked) / 1000;
-    await show(await ask("vote", { trial: state.trial, choice, key, seconds }));
+    await show(await ask("vote", { trial: state.trial.id, choice, key, seconds }));
   });
 }
 
 function undo() {
-  if (!state || state.last === null) return;
+  const justShown = state && state.trial && !(performance.now() - shown > FIRST_LOOK);
+  if (!state || state.done === 0 || justShown) return;
   once(async () => {
     enable(false);
-    await show(await ask("undo", { trial: state.last, key: randomKey() }));
+    await show(await ask("undo", { done: state.done, key: randomKey() }));
   });
 }
 
