@@ -198,8 +198,9 @@ def welcome(store: "VoteStore", reach: str, tokens: Sequence[str]) -> str:
             f"Study of {', '.join(plan.systems)} in {plan.folder}, {_votes(store)} votes so far. "
             f"A rater compares {numbers['main']} pairs, {numbers['repeat']} of them twice, and "
             f"{numbers['check']} with an obvious answer.",
-            f"Listening on {reach}; stop with Ctrl-C. Send each rater one link:",
+            "Send each rater one link:",
             *links,
+            f"Listening on {reach}; stop with Ctrl-C.",
         ]
     )
 
