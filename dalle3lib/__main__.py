@@ -228,11 +228,21 @@ def graph_command(options: argparse.Namespace) -> int:
         code = _snakemake(root, options)
     times_command(options)
     print(f"This call took {time.time() - began:.0f} s.")
+    _tell_agreement(root / "04_caption_kind" / "main")
     index = paths.ROOT / "book" / "_build" / root.name / "html" / "index.html"
     if code:
         return _report_failure(options, root)
     print(f"Open {index}")
     return 0
+
+
+def _tell_agreement(chapter: Path) -> None:
+    """Say whether the arms that chapter 04 compared agree with the committed study."""
+    from dalle3lib import agreement
+
+    if (chapter / "manifest.json").is_file():
+        for line in agreement.sentences(runs.results(chapter).get("agreement", [])):
+            print(line)
 
 
 def plan_command(options: argparse.Namespace) -> None:
