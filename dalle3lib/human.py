@@ -198,7 +198,8 @@ def meaning(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
 
     Columns: place (of the trial in the rater's order, from 0), question, prompt, pair, role, left
     and right (systems, or what a check's pictures are), winner (one of these, or "tie"; missing
-    for an undo), expected (a check's right answer).
+    for an undo), picked (the "first" or "second" picture of the plan's row, or "tie"; likewise),
+    expected (a check's right answer).
     """
     prompts = {name: row["prompt"] for name, row in _rows(plan).items()}
     known = {
@@ -211,7 +212,9 @@ def meaning(plan: Plan, rows: pd.DataFrame) -> pd.DataFrame:
         place, trial = known[rater, name]
         left, right = plan.sides(trial)
         winner = {"left": left, "right": right, "tie": "tie"}.get(choice)
+        sides = ("second", "first") if trial.flipped else ("first", "second")
+        picked = dict(zip(("left", "right", "tie"), (*sides, "tie"), strict=True)).get(choice)
         row = (place, trial.question, prompts[trial.pair], trial.pair, trial.role, left, right)
-        told.append((*row, winner, plan.expected(trial)))
-    columns = "place question prompt pair role left right winner expected".split()
+        told.append((*row, winner, picked, plan.expected(trial)))
+    columns = "place question prompt pair role left right winner picked expected".split()
     return pd.DataFrame(told, columns=columns, index=rows.index)

@@ -46,9 +46,7 @@ def read(path: str | Path) -> dict[str, Samples]:
     """
     path = Path(path).expanduser()
     if (path / "manifest.json").is_file():
-        scores = runs.load(path) and _scores(path)
-        kinds = list(scores.kind.unique())
-        return {q: from_run(path, k if k in kinds else kinds[-1]) for q, k in KINDS.items()}
+        return from_run(path)
     found = from_folder(path)
     return {q: found for q in KINDS if found.captions or q != "prompt following"}
 
@@ -69,25 +67,27 @@ def from_arrays(pictures: np.ndarray, captions: Sequence[str]) -> Samples:
     return Samples(dict(zip(names, pictures, strict=True)), dict(zip(names, captions, strict=True)))
 
 
-def from_run(run: Path, kind: str) -> Samples:
-    """The last pictures that a run of chapter 04a drew from one kind of prompt.
-
-    Raises UserError if the run has no such pictures.
-    """
-    scores = _scores(run)
-    last = scores[(scores.kind == kind) & (scores.step == scores.step.max())]
-    file = run / f"pictures-{kind}.npy"
-    if last.empty or not file.is_file():
-        raise UserError(f"{run} has no pictures of {kind} prompts: choose another run or kind.")
-    return from_arrays(np.load(file, allow_pickle=False), last.prompt.tolist())
-
-
-def _scores(run: Path) -> pd.DataFrame:
-    """The table of a run's scored pictures; UserError if it has none."""
+def from_run(run: Path) -> dict[str, Samples]:
+    """``by_question`` of a finished run of chapter 04a; UserError for a run without pictures."""
+    runs.load(run)
     try:
-        return pd.read_parquet(run / "scores.parquet")
+        scores = pd.read_parquet(run / "scores.parquet")
+        kinds = scores.kind[scores.step == scores.step.max()].unique()
+        pictures = {k: np.load(run / f"pictures-{k}.npy", allow_pickle=False) for k in kinds}
     except FileNotFoundError:
         raise UserError(f"{run} has no pictures to compare: give runs of 04a_train_arm.") from None
+    return by_question(scores, pictures)
+
+
+def by_question(scores: pd.DataFrame, pictures: dict[str, np.ndarray]) -> dict[str, Samples]:
+    """An arm's last pictures as samples for each question.
+
+    ``scores`` and ``pictures`` [N, H, W, 3] by kind of prompt are what ``arm.score_snapshots`` and
+    ``arm.outcome`` give. Each question takes the kind in ``KINDS``, or else the last one there is.
+    """
+    last = scores[scores.step == scores.step.max()]
+    found = {k: from_arrays(p, last.prompt[last.kind == k].tolist()) for k, p in pictures.items()}
+    return {q: found.get(kind, list(found.values())[-1]) for q, kind in KINDS.items()}
 
 
 def from_folder(folder: str | Path) -> Samples:

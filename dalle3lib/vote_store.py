@@ -22,32 +22,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dalle3lib import UserError, human
+from dalle3lib import UserError, human, vote_file
 from dalle3lib.files import guard
 
 FILE = "votes.sqlite"
 CHOICES = ("left", "right", "tie")
 WAIT = 30  # seconds for which a process waits while others write
-
-SCHEMA = """
-CREATE TABLE study (digest TEXT NOT NULL);
-CREATE TABLE raters (number INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, at TEXT NOT NULL);
-CREATE TABLE votes (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    rater INTEGER NOT NULL REFERENCES raters (number),
-    trial TEXT NOT NULL,
-    choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'tie', 'undo')),
-    key TEXT NOT NULL,
-    seconds REAL,
-    at TEXT NOT NULL,
-    UNIQUE (rater, key)
-);
-CREATE INDEX votes_of ON votes (rater, trial, id);
-"""
-NO_CHANGE = """
-CREATE TRIGGER {table}_{change} BEFORE {change} ON {table}
-BEGIN SELECT RAISE(ABORT, 'votes are only ever added'); END;
-"""
 
 
 class Refused(UserError):
@@ -83,18 +63,7 @@ class VoteStore:
         store = cls(folder)
         if store.file.exists():
             return cls.open(folder)
-        part = store.file.with_name(f".{FILE}.{os.getpid()}.{secrets.token_hex(4)}")
-        with guard(store.file), contextlib.closing(sqlite3.connect(part)) as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.executescript(SCHEMA)
-            for table in ("study", "raters", "votes"):
-                for change in ("UPDATE", "DELETE"):
-                    connection.executescript(NO_CHANGE.format(table=table, change=change))
-            connection.execute("INSERT INTO study VALUES (?)", [store.plan.digest])
-            connection.commit()
-        with contextlib.suppress(FileExistsError):  # another process was first
-            os.link(part, store.file)
-        part.unlink()
+        vote_file.create(store.file, store.plan.digest)
         return cls.open(folder)
 
     @classmethod
@@ -221,9 +190,7 @@ class VoteStore:
         """Every row ever stored, in order, with what it means.
 
         Columns: id, rater, trial, choice (left, right, tie or undo), key, seconds, at (UTC),
-        current (the vote stands: not taken back), place (of the trial in the rater's order, from
-        0), question, prompt, pair, role, left and right (systems, or what a check's pictures are),
-        winner (a system, "tie" or, for an undo, missing), expected (a check's right answer).
+        current (the vote stands: not taken back), and those of ``human.meaning``.
         """
         with self._reading() as connection:
             query = "SELECT id, rater, trial, choice, key, seconds, at FROM votes ORDER BY id"

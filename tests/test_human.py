@@ -267,8 +267,9 @@ def test_the_last_pictures_of_a_run(tmp_path, monkeypatch):
     assert found["coherence"].captions == {"00000": "original a circle", "00001": "original a star"}
     assert found["style"].captions["00001"] == "descriptive a star"
     assert found["style"].pictures["00001"].max() == 1
-    with pytest.raises(UserError, match="no pictures of short prompts"):
-        human_samples.from_run(tmp_path, "short")
+    (tmp_path / "pictures-original.npy").unlink()
+    with pytest.raises(UserError, match="no pictures to compare"):
+        human_samples.read(tmp_path)
 
 
 def test_two_systems_need_two_names(tmp_path):
