@@ -345,6 +345,14 @@ def test_small_pictures_keep_their_pixels_and_large_ones_fit(rater):
     width, height, rendering = shown(rater.ready(tab, 0))
     assert rendering == "auto" and width / height == pytest.approx(4 / 3, rel=0.01)
     assert 300 < width < 640 and height < 500
+    button(tab, "Enlarge picture A").click()
+    image = tab.locator("dialog img")
+    tab.wait_for_function("document.querySelector('dialog img.more')")
+    assert width < image.bounding_box()["width"] <= 1280, "it fills the window"
+    image.click()
+    assert image.bounding_box()["width"] == 1600, "and then has its own pixels"
+    image.click()
+    assert not tab.get_by_role("dialog").is_visible()
 
 
 def test_a_vote_outlasts_a_server_that_is_killed_and_started_again(chromium, tmp_path):

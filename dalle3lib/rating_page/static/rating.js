@@ -14,7 +14,8 @@ let state = null; // the server's last word: see `human_app.state`
 let key = ""; // of the answer to come: however often it is sent, it counts once
 let shown = Infinity; // when the pair could be seen, in ms
 let busy = false;
-let enlarged = 0;
+let enlarged = 0; // which picture was last
+let ownPixels = false; // whether an enlarged photograph is shown at its own size
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -85,12 +86,19 @@ function fitAll() {
   for (const picture of beside ? pictures : []) {
     picture.parentElement.style.maxWidth = `${picture.taken}px`;
   }
+  fitEnlarged();
+}
+
+function fitEnlarged() {
+  // Fill the window; a photograph can then be seen at its own pixels, if these are more.
   const box = $("zoom").querySelector("div");
   const image = box.firstElementChild;
   if (!image || !$("zoom").open) return;
-  // a photograph gets its own pixels at least, and then scrolls
   const [width, height] = [image.naturalWidth, image.naturalHeight];
-  fit(image, Math.max(width, box.clientWidth), Math.max(height, box.clientHeight));
+  const larger = width > box.clientWidth || height > box.clientHeight;
+  if (ownPixels && larger) fit(image, width, height);
+  else fit(image, box.clientWidth, box.clientHeight);
+  image.classList.toggle("more", larger && !ownPixels);
 }
 
 async function show(next) {
@@ -190,8 +198,11 @@ function enlarge(side) {
   copy.alt = image.alt;
   $("zoomed").textContent = image.alt;
   $("zoom").querySelector("div").replaceChildren(copy);
-  if (!$("zoom").open) $("zoom").showModal();
-  copy.decode().then(fitAll, () => say("A picture could not be loaded. Please reload the page."));
+  if (!$("zoom").open) {
+    ownPixels = false;
+    $("zoom").showModal();
+  }
+  copy.decode().then(fitEnlarged, () => say("A picture could not be loaded. Please reload the page."));
 }
 
 function pressed(event) {
@@ -222,7 +233,11 @@ pictures.forEach((picture, side) => picture.addEventListener("click", () => enla
 $("undo").addEventListener("click", undo);
 $("swap").addEventListener("click", () => enlarge(1 - enlarged));
 $("close").addEventListener("click", () => $("zoom").close());
-$("zoom").querySelector("div").addEventListener("click", () => $("zoom").close());
+$("zoom").querySelector("div").addEventListener("click", (event) => {
+  ownPixels = event.target.classList.contains("more");
+  if (ownPixels) fitEnlarged();
+  else $("zoom").close();
+});
 document.addEventListener("keydown", pressed);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 window.addEventListener("pageshow", (event) => event.persisted && refresh());
