@@ -48,7 +48,7 @@ bench: $(READY)  ## measure the speed of rendering, captioning and training
 soak: $(EXTRAS)  ## run the long repeated tests
 	$(BIN)/python -m pytest -q -m soak
 
-study: $(READY)  ## run what is missing of the many-seed study (STAGE=pilot or main, PROCESSES)
+study: $(READY)  ## run what is missing of the many-seed study (STAGE, PROCESSES)
 	@$(BIN)/python -m dalle3lib study --stage "$(STAGE)" --processes "$(PROCESSES)"
 
 clean:  ## delete all runs and built books (the environment stays)

@@ -151,7 +151,7 @@ def trials(plan: Plan, rater: int) -> tuple[Trial, ...]:
     random = rng(plan.seed, "human/order", rater)
     main = list(_turn(plan, plan.pairs, rater, "main"))
     checks = list(_turn(plan, plan.checks, rater, "check"))
-    again = _shares(plan.per_rater["repeat"], [t.question for t in main])
+    again = _shares(plan.per_rater["repeat"], [t.question for t in main], rater)
     shown: list[Trial] = []
     for question in random.permutation(sorted(again)):
         block = [trial for trial in (*main, *checks) if trial.question == question]
@@ -184,10 +184,18 @@ def _rows(plan: Plan) -> dict[str, dict]:
     return {row["id"]: row for row in (*plan.pairs, *plan.checks)}
 
 
-def _shares(count: int, questions: list[str]) -> dict[str, int]:
-    """How many of ``count`` repeats each question gets, by its number of trials: all in turn."""
+def _shares(count: int, questions: list[str], rater: int) -> dict[str, int]:
+    """How many of ``count`` repeats each question gets: as many, and a remainder in turn."""
     names = sorted(set(questions))
-    return {name: len(range(i, count, len(names))) for i, name in enumerate(names)}
+    return {n: len(range((i + rater) % len(names), count, len(names))) for i, n in enumerate(names)}
+
+
+def overview(plan: Plan) -> pd.DataFrame:
+    """How many pairs, and of how many prompts, each question and pair of systems has."""
+    rows = [(r["question"], " / ".join(sorted(plan.key[r["id"]])), r["prompt"]) for r in plan.pairs]
+    table = pd.DataFrame(rows, columns=["question", "systems", "prompt"])
+    counts = table.groupby(["question", "systems"]).prompt.agg(pairs="size", prompts="nunique")
+    return counts.reindex(plan.questions, level="question")
 
 
 # ---- what votes mean -----------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from dalle3lib import UserError, runs
-from dalle3lib.images import EXTENSIONS, FORMATS, centre_square, list_files, to_rgb
+from dalle3lib.config import Parameters
+from dalle3lib.images import EXTENSIONS, FORMATS, centre_square, list_files, stack, to_rgb
 
 CAPTIONS = ("text", "caption", "prompt")  # columns of a metadata file, as Hugging Face names them
 # The kinds of prompt of a run that stand for the paper's: long ones, and captions of COCO (§4.2).
@@ -88,6 +89,22 @@ def by_question(scores: pd.DataFrame, pictures: dict[str, np.ndarray]) -> dict[s
     last = scores[scores.step == scores.step.max()]
     found = {k: from_arrays(p, last.prompt[last.kind == k].tolist()) for k, p in pictures.items()}
     return {q: found.get(kind, list(found.values())[-1]) for q, kind in KINDS.items()}
+
+
+def of_arms(
+    cfg: Parameters, arms: dict[str, Path | None]
+) -> tuple[dict[str, dict[str, Samples]], Samples]:
+    """Samples of arms (kind-ratio-seed) by label and question, and the true pictures.
+
+    ``arms`` gives each arm's finished run, or None: then the shipped arm draws now
+    (``arm.outcome``). The true pictures are the images that the prompts describe.
+    """
+    from dalle3lib import arm  # here, because whoever rates folders needs no networks
+
+    outcomes = {arm.label(name): arm.outcome(cfg, name, run) for name, run in arms.items()}
+    records = arm.evaluation_records(cfg)
+    true = from_arrays(stack(records), [record.alt for record in records])
+    return {name: by_question(o.scores, o.pictures) for name, o in outcomes.items()}, true
 
 
 def from_folder(folder: str | Path) -> Samples:

@@ -161,7 +161,7 @@ def work(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
             pictures * one,
         ),
     ]
-    if cfg.captions_from != pairs.WRITTEN:
+    if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH):
         lengths = [LENGTH["ssc"], LONGEST]
         both = sum(map(coca_flops, lengths))
         stages.insert(
@@ -210,9 +210,10 @@ def folders(cfg: Parameters) -> list[str]:
     lines = []
     for name, unless in named.items():
         folder = cfg.get(name, unless)
-        if folder != unless and not paths.folder(folder).is_dir():
+        if folder not in (unless, pairs.TRUTH) and not paths.folder(folder).is_dir():
             lines.append(f"{name}: there is no folder {paths.folder(folder)}")
-    if cfg.get("captions_from", pairs.WRITTEN) != pairs.WRITTEN and cfg.data == "world":
+    own = (pairs.WRITTEN, pairs.TRUTH)
+    if cfg.get("captions_from", pairs.WRITTEN) not in own and cfg.data == "world":
         lines.append("data: give the folder of tars with --data (make book … DATA=folder)")
     return lines
 
@@ -243,7 +244,7 @@ def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None
     lines.append(
         f"  together {total:,.1f} GPU-hours at {share:.0%} of {peak:,.0f} TFLOP/s (assumed)"
     )
-    if cfg.captions_from != pairs.WRITTEN:
+    if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH):
         coca = next(model for model in pretrained.MODELS if model.role == "coca")
         images = cfg.captions_from.removesuffix("-captions")
         named = {"coca": coca, "longest": LONGEST, "preset": cfg.preset, "images": images}

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from dalle3lib import UserError, ratings, stats
+from dalle3lib.human import QUESTIONS
 from dalle3lib.randomness import rng
 
 GUESSING = 0.05  # a guesser must not pass the checks more often than this
@@ -80,7 +81,7 @@ def consistency(votes: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     same = _repeated(votes[votes.current]).rename("same").reset_index()
     rows = {}
-    for question, own in same.groupby("question", sort=False):
+    for question, own in _by_question(same):
         rows[question] = [len(own), *_share(own.same, own.rater, f"consistency/{question}", seed)]
     return pd.DataFrame.from_dict(rows, "index", columns=["repeats", "value", "low", "high"])
 
@@ -94,7 +95,7 @@ def agreement(votes: pd.DataFrame, seed: int) -> pd.DataFrame:
     by chance, so agreement that comes from one system winning everywhere counts as agreement.
     """
     votes, rows = votes[votes.current & (votes.role == "main")], {}
-    for question, own in votes.groupby("question", sort=False):
+    for question, own in _by_question(votes):
         table = own.pivot(index="rater", columns="pair", values="picked")
         table = table.loc[:, table.notna().sum() >= 2]
         if table.stack().nunique() < 2:  # nothing to agree on, or nobody to agree with
@@ -114,7 +115,7 @@ def side_bias(votes: pd.DataFrame, seed: int) -> pd.DataFrame:
     A row for each question and one for all. Sides are balanced by the plan, so 50 % is unbiased.
     """
     some = votes[votes.current & (votes.role != "check") & (votes.choice != "tie")]
-    groups = {"all questions": some} | dict(list(some.groupby("question", sort=False)))
+    groups = {"all questions": some} | dict(_by_question(some))
     rows = {
         name: [len(own), *_share(own.choice == "left", own.rater, f"side/{name}", seed)]
         for name, own in groups.items()
@@ -162,6 +163,11 @@ def _favourite(votes: pd.DataFrame) -> pd.Series:
         worse = own.left.map(won) < own.right.map(won)
         found[own.index] = left[own.index].where(better, (1 - left[own.index]).where(worse))
     return found
+
+
+def _by_question(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each question that there is, in the paper's order."""
+    return [(q, table[table.question == q]) for q in QUESTIONS if (table.question == q).any()]
 
 
 def _share(hits: pd.Series, raters: pd.Series, stream: str, seed: int) -> list[float]:

@@ -128,22 +128,25 @@ class Spread:
     raters, whole prompts, and single cells (a rater's votes on a prompt); each gives a covariance
     of the ratings [systems, systems]. The first two minus the third count every source of chance
     once (Cameron, Gelbach & Miller 2011); drawing raters and prompts together would count the
-    noise of single votes three times (Owen 2007). ``quantile`` is Student's, with the degrees of
-    freedom of whichever are fewer, raters or prompts.
+    noise of single votes three times (Owen 2007).
     """
 
     raters: np.ndarray
     prompts: np.ndarray
     cells: np.ndarray
-    quantile: float
+    level: float  # coverage of the intervals, 0 to 1
+    clusters: int  # raters or prompts, whichever are fewer
 
     def half_width(self, contrast: np.ndarray) -> float:
         """Half the interval of ``contrast`` [systems] times the ratings, in Elo points.
 
-        Never less than raters alone, or prompts alone, would make it.
+        The noise of single votes is known from many of them and takes the normal quantile. What
+        raters and prompts add to it (at least 0) is known from few: it takes Student's.
         """
         r, p, c = (float(contrast @ v @ contrast) for v in (self.raters, self.prompts, self.cells))
-        return self.quantile * np.sqrt(max(r + p - c, r, p))
+        tail = (1 + self.level) / 2
+        added = max(r + p - 2 * c, 0.0)
+        return float(np.sqrt(norm.ppf(tail) ** 2 * c + t.ppf(tail, self.clusters - 1) ** 2 * added))
 
 
 def spread(
@@ -162,7 +165,7 @@ def spread(
         raise UserError("Intervals need the votes of two or more raters on two or more prompts.")
     groups = (["rater"], ["prompt"], ["rater", "prompt"])
     found = [_resampled(votes, votes.groupby(g).ngroup(), random, resamples) for g in groups]
-    return Spread(*found, float(t.ppf((1 + level) / 2, min(clusters) - 1)))
+    return Spread(*found, level, min(clusters))
 
 
 def _finite(counts: np.ndarray) -> bool:

@@ -4,7 +4,8 @@ They never look at a picture. They are told how strong each system is and vote b
 errors that people make. What they vote says nothing about the systems, only about the analysis.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,11 @@ from scipy.special import expit
 
 from dalle3lib import UserError, human, rater_quality, ratings
 from dalle3lib.elo import SCALE, win_rate
+from dalle3lib.files import write_atomic
 from dalle3lib.randomness import rng
 from dalle3lib.vote_store import VoteStore
 
+NOTE = "SIMULATED.txt"  # beside votes that nobody gave
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)  # for means over a normal distribution
 
 
@@ -40,17 +43,24 @@ class Crowd:
 
 
 def by_lot(plan: human.Plan, step: float, seed: int) -> dict[str, dict[str, float]]:
-    """Strengths for a ``Crowd``: for each question a lot decides which system comes first.
+    """Strengths for a ``Crowd``, given out so that nobody takes them for news about the systems.
 
-    Neighbours are ``step`` Elo points apart, around zero. Drawn by lot, so that nobody takes what
-    simulated raters prefer for news about the systems.
+    Neighbours are ``step`` Elo points apart, around zero. A lot decides who is the strongest in
+    the first question; in each further question everybody moves on by one place.
     """
-    found, n = {}, len(plan.systems)
-    for question in plan.questions:
-        order = rng(seed, f"strengths/{question}").permutation(n)
-        pairs = zip(plan.systems, order.tolist(), strict=True)
-        found[question] = {s: step * (i - (n - 1) / 2) for s, i in pairs}
+    names, found = plan.systems, {}
+    order = rng(seed, "strengths").permutation(len(names)).tolist()
+    for turn, question in enumerate(plan.questions):
+        places = [(place + turn) % len(names) for place in order]
+        points = [step * ((len(names) - 1) / 2 - place) for place in places]
+        found[question] = dict(zip(names, points, strict=True))
     return found
+
+
+def example(plan: human.Plan, seed: int) -> Crowd:
+    """The raters of chapter 09: strengths ``by_lot``, and plausible errors, measured on nobody."""
+    errors = {"tie": 0.3, "side": 25, "taste": 30, "luck": 60, "lapse": 0.04, "careless": 0.15}
+    return Crowd(by_lot(plan, 70, seed), **errors)
 
 
 def simulate(plan: human.Plan, crowd: Crowd, raters: int, seed: int) -> pd.DataFrame:
@@ -75,12 +85,21 @@ def simulate(plan: human.Plan, crowd: Crowd, raters: int, seed: int) -> pd.DataF
 
 
 def cast(store: VoteStore, votes: pd.DataFrame) -> None:
-    """Put the votes of ``simulate`` into an empty store; UserError if it has raters already."""
+    """Put the votes of ``simulate`` into an empty store, and a note in its folder (``marked``).
+
+    UserError if the store has raters already.
+    """
     if store.raters():
         raise UserError("This store has raters: put simulated votes into a study of their own.")
+    write_atomic(store.plan.folder / NOTE, b"The votes in this folder are simulated.\n")
     store.invite(votes.rater.nunique())
     for row in votes.itertuples():
         store.vote(int(row.rater), row.trial, row.choice, row.trial, row.seconds)
+
+
+def marked(folder: Path) -> bool:
+    """Whether the votes in a study's folder are simulated."""
+    return (folder / NOTE).is_file()
 
 
 def _left_wins(
@@ -122,18 +141,17 @@ def true_ratings(crowd: Crowd, question: str) -> pd.Series:
 
     Without errors these are the strengths. Tastes, luck, sides and lapses pull all win rates
     towards a half, so ratings come out closer together than the strengths: that is no fault of
-    the analysis but what such raters prefer.
+    the analysis but what such raters prefer. Careless raters are left out, as the checks find them.
     """
     strengths = crowd.strengths[question]
     names, wide = sorted(strengths), np.sqrt(2 * (crowd.taste**2 + crowd.luck**2))
-    at_random = crowd.careless + (1 - crowd.careless) * crowd.lapse
     counts = pd.DataFrame(0.0, names, names)
     for a in names:
         for b in (name for name in names if name != a):
             apart = strengths[a] - strengths[b] + wide * NODES
             rate = np.mean([expit((apart + s) / SCALE) for s in (crowd.side, -crowd.side)], axis=0)
             mean = (WEIGHTS * rate).sum() / WEIGHTS.sum()
-            counts.loc[a, b] = (1 - at_random) * mean + at_random / 2
+            counts.loc[a, b] = (1 - crowd.lapse) * mean + crowd.lapse / 2
     return ratings.fit(counts)
 
 
@@ -145,8 +163,7 @@ def coverage(
     Columns: study, pair, true (win rate in %), low, high (of ``ratings.compare``), held (the truth
     lies in the interval). Votes of raters that fail the checks do not count.
     """
-    true = true_ratings(replace(crowd, careless=0.0), question)
-    rows = []
+    true, rows = true_ratings(crowd, question), []
     for study in range(studies):
         votes = rater_quality.counted(simulate(plan, crowd, raters, seed=seed + study))
         random = rng(seed + study, f"coverage/{question}")

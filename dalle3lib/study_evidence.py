@@ -4,7 +4,7 @@ Every claim is one matrix of differences [seeds, prompts]; ``stats.effect`` turn
 of the ledger, ``claims`` turns that into a verdict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from dalle3lib.randomness import rng
 from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices, names
 
 PAIRS = "colour-shape"  # the primary reading: pairs that both kinds of caption can state
+PLACED = "colour-shape-place"  # such a pair at its place
 ORIGINAL, SSC, DSC = "original-0", "ssc-95", "dsc-95"  # the arms of Figure 4
 TREND = {0: ORIGINAL, 50: "dsc-50", 65: "dsc-65", 80: "dsc-80", 90: "dsc-90", 95: DSC}
 
@@ -97,6 +98,22 @@ def _gain(s: Scores, arm: str, kind: str) -> np.ndarray:
     return (s(arm, kind, SHORT_FACTS) - s(arm, "short", SHORT_FACTS))[:, comparable(s)]
 
 
+def below_pairs(measure: str) -> Evidence:
+    """Pairs minus another fact, in the same pictures of DSC 95 that state both."""
+    return Evidence((DSC,), lambda s: s(DSC, "descriptive", PAIRS) - s(DSC, "descriptive", measure))
+
+
+def misplaced(s: Scores) -> np.ndarray:
+    """Prompts of DSC 95 for two objects: pairs found minus the share of these at their place.
+
+    That share is one ratio for all prompts of a seed: a prompt without any pair has none of its
+    own. Each prompt brings its part of it, so that a seed's mean is the difference exactly.
+    """
+    two = (s.asked("descriptive").objects == 2).to_numpy()
+    pairs, placed = (s(DSC, "descriptive", measure)[:, two] for measure in (PAIRS, PLACED))
+    return pairs - 100 * placed / pairs.mean(axis=1, keepdims=True)
+
+
 SCENES = "scenes whose short and upsampled prompts name every object, and no more"
 ON_ORIGINAL, ON_DESCRIPTIVE = "on-original-prompts", "on-descriptive-prompts"
 CLAIMS = {
@@ -133,11 +150,16 @@ CLAIMS = {
         lambda s: _gain(s, DSC, "upsampled") - _gain(s, ORIGINAL, "upsampled"),
         SCENES,
     ),
+    "spatial-below-attributes": Evidence((DSC,), misplaced, "prompts for two objects"),
+    "printed-text-poor": below_pairs("word"),
+    "counting-below-attributes": below_pairs("count"),
 }
 
 
-def evidence(stage: str = "main", results: Results | None = None) -> dict[str, dict]:
-    """An entry for the ledger of every claim the stage's results bear on, by claim id.
+def evidence(
+    stage: str = "main", results: Results | None = None, names: Sequence[str] = tuple(CLAIMS)
+) -> dict[str, dict]:
+    """An entry for the ledger of every claim named that the stage's results bear on, by claim id.
 
     Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). The seeds
     are those that all arms of the claim have; a claim with fewer than two is left out, and so is
@@ -148,8 +170,8 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
     results = load(stage) if results is None else results
     known = {claim.id: claim for claim in claims.load()}
     found = {}
-    for name, how in CLAIMS.items():
-        claim = known[name]
+    for name in names:
+        how, claim = CLAIMS[name], known[name]
         if len(_common(results, how.arms)) < 2:
             continue
         s = Scores(results, how.arms)

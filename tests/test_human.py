@@ -117,6 +117,12 @@ def test_a_rater_gets_what_the_plan_promises(plan):
         assert sum(a != b for a, b in zip(blocks, blocks[1:], strict=False)) == 2
 
 
+def test_each_question_gets_its_share_of_repeats(tmp_path):
+    plan = tiny_study.make(tmp_path, trials=18, repeats=4)
+    shown = [t for rater in range(3) for t in human.trials(plan, rater) if t.role == "repeat"]
+    assert Counter(t.question for t in shown) == dict.fromkeys(human.QUESTIONS, 4)
+
+
 def test_a_repeat_is_an_earlier_pair_with_sides_swapped(plan):
     for rater in range(9):
         seen = {}
