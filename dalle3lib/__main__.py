@@ -18,7 +18,7 @@ from dalle3lib import UserError, doctor, paths
 from dalle3lib.files import guard, write_atomic
 
 try:
-    from dalle3lib import config, fingerprint, runs, study, upsample
+    from dalle3lib import config, fingerprint, rate, runs, study, upsample
 except ModuleNotFoundError:  # nothing can run without packages, so say what else is missing
     sys.exit(doctor.command())
 
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_options(command("study", study.command, preset=""))
     command("doctor", doctor.command, preset="")
     command("cards", cards_command, preset="")
+    rate.add_options(command("rate", rate.command, preset=""))
     freeze = command("freeze", freeze_command, preset="")
     freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser

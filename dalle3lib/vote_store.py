@@ -9,6 +9,7 @@ it for itself.
 
 import contextlib
 import hashlib
+import hmac
 import math
 import os
 import secrets
@@ -82,16 +83,25 @@ class VoteStore:
 
     # ---- raters ----------------------------------------------------------------------------------
 
-    def invite(self, count: int = 1) -> list[str]:
-        """Add raters; their secret tokens, one each. Only a hash is kept, so note them down."""
+    def invite(self, count: int = 1, secret: str | None = None) -> list[str]:
+        """Add raters; their secret tokens, one each. Only a hash is kept, so note them down.
+
+        With a ``secret`` they are made of it and can be made again (``token``).
+        """
         if count < 1:
             raise UserError(f"{count} raters cannot be invited: invite 1 or more.")
-        tokens = [secrets.token_urlsafe(24) for _ in range(count)]
         with self._writing() as connection:
             (first,) = connection.execute("SELECT count(*) FROM raters").fetchone()
+            secret = secret or secrets.token_hex()
+            tokens = [self.token(secret, first + i) for i in range(count)]
             rows = [(first + i, _hash(token), _now()) for i, token in enumerate(tokens)]
             connection.executemany("INSERT INTO raters VALUES (?, ?, ?)", rows)
         return tokens
+
+    def token(self, secret: str, rater: int) -> str:
+        """The token that ``invite`` makes of a secret, another one in each study: 32 hex digits."""
+        told = f"{self.plan.digest}|{rater}".encode()
+        return hmac.new(secret.encode(), told, hashlib.sha256).hexdigest()[:32]
 
     def rater(self, token: str) -> int:
         """The number of the rater who has this token, from 0; Refused if nobody has."""
@@ -146,11 +156,14 @@ class VoteStore:
             _add(connection, rater, trial_id, choice, key, seconds)
         return True
 
-    def undo(self, rater: int, key: str | None = None) -> human.Trial | None:
+    def undo(
+        self, rater: int, key: str | None = None, after: int | None = None
+    ) -> human.Trial | None:
         """Take back the rater's last vote; the trial that is open again, None if there was no vote.
 
         The vote stays in the history. With a ``key`` (as of ``vote``), a request sent again takes
-        back nothing further.
+        back nothing further; with ``after``, nothing is taken back, and None returned, unless this
+        many trials have a vote (a second page may show what is no longer so).
         """
         key = secrets.token_hex(16) if key is None else key
         of = {trial.id: trial for trial in human.trials(self.plan, rater)}
@@ -158,7 +171,8 @@ class VoteStore:
             if stored := _stored(connection, rater, key):
                 _replayed(stored, (stored[0], "undo"))
                 return of[stored[0]]
-            if not (voted := _current(connection, rater)):
+            voted = _current(connection, rater)
+            if not voted or after not in (None, len(voted)):
                 return None
             last = max(voted, key=voted.get)
             _add(connection, rater, last, "undo", key, None)
