@@ -40,6 +40,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 lint: $(READY)  ## check style, and that notebooks hold no outputs
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(STRIP) --verify notebooks/*.ipynb
 
 bench: $(READY)  ## measure the speed of rendering, captioning and training

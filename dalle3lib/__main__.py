@@ -14,8 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, config, fingerprint, paths, runs, study, upsample
+from dalle3lib import UserError, doctor, paths
 from dalle3lib.files import guard, write_atomic
+
+try:
+    from dalle3lib import config, fingerprint, rate, runs, study, upsample
+except ModuleNotFoundError:  # nothing can run without packages, so say what else is missing
+    sys.exit(doctor.command())
 
 # One thread a process: two jobs share two cores, and a sum has the same bits in every run.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -66,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     _recaption_options(command("recaption", recaption_command, preset=""))
     upsample.add_options(command("upsample", upsample.command, preset=""))
     study.add_options(command("study", study.command, preset=""))
+    command("doctor", doctor.command, preset="")
+    command("cards", cards_command, preset="")
+    rate.add_options(command("rate", rate.command, preset=""))
     freeze = command("freeze", freeze_command, preset="")
     freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser
@@ -350,6 +358,14 @@ def freeze_command(options: argparse.Namespace) -> None:
 
     frozen = freezing.freeze(options.names)
     print(f"{len(frozen)} claims are frozen: {', '.join(frozen)}. Commit data/claims.yaml.")
+
+
+def cards_command(_options: argparse.Namespace) -> None:
+    """Write the models' cards and the data set's metadata anew, from the files in data/."""
+    from dalle3lib import croissant, model_cards
+
+    for path in (croissant.write(), model_cards.write()):
+        print(f"Wrote {path}")
 
 
 def recaption_command(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from dalle3lib import (
     checklist,
     claims,
     explorer_page,
+    launch,
     ledger_page,
     pages,
 )
@@ -111,6 +112,7 @@ def _write_chapter(chapter: Chapter, root: Path, folder: Path, places: list[Path
     tables = {path.name: path.read_text("utf-8") for path in sorted(run.glob("*.csv"))}
     notebook, behind = tidy(chapter)
     note = pages.made_by(chapter.state, chapter.copies, list(tables))
+    note += launch.links(chapter.stem, launch.repository())
     title, _, rest = notebook.cells[0].source.partition("\n")
     notebook.cells[0].source = f"{title}\n\n{note}\n{rest}"
     for name, text in (tables | behind).items():

@@ -56,7 +56,9 @@ GROUPS = {
                 "limitation_evidence",
                 "upsample_scores",
             ),
-            *("human", "human_app", "elo", "stats", "power", "claims"),
+            *("human", "human_study", "human_samples", "vote_store", "vote_file"),
+            *("human_panel", "human_app", "ratings", "elo", "rater_quality", "simulated_raters"),
+            *("stats", "power", "claims"),
             *("study", "study_results", "study_evidence", "study_planning", "freezing"),
             *("mixing_ratio", "study_pictures", "agreement"),
         ),
@@ -66,9 +68,10 @@ GROUPS = {
         (
             *("paths", "config", "runs", "fingerprint", "files"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
-            *("verdict_plots", "evidence_plots"),
+            *("verdict_plots", "evidence_plots", "human_plots"),
             *("figure_data", "playground", "explorer", "explorer_page", "ledger_page"),
             *("checklist", "pages", "chapters", "book", "book_checks"),
+            *("launch", "croissant", "model_cards", "doctor"),
         ),
     ),
     "other": ("The package and its commands", ()),
@@ -264,13 +267,13 @@ def _machine(manifests: list[dict[str, Any]]) -> str:
 def presets() -> str:
     """Return the table of presets: the first line of each file says its purpose and cost."""
     rows = []
-    for name in _preset_names():
+    for name in preset_names():
         text = (presets_dir() / f"{name}.yaml").read_text(encoding="utf-8")
         rows.append([f"`{name}`", plain(text.partition("\n")[0].removeprefix("#"))])
     return table(["Preset", "What it is for, and what it costs"], rows, "presets wide")
 
 
-def _preset_names() -> list[str]:
+def preset_names() -> list[str]:
     """Return the names of all presets, the cheapest first."""
     names = sorted(path.stem for path in presets_dir().glob("*.yaml"))
     known = [name for name in PRESETS if name in names]
@@ -285,7 +288,7 @@ def _shown(value: Any) -> str:
 
 def parameters() -> str:
     """Return the page of all parameters: for each notebook name, type, meaning, preset values."""
-    names = _preset_names()
+    names = preset_names()
     text = (
         "# Parameters\n\nA value given in the notebook or on the command line beats the preset's. "
         "A dash means that the preset leaves the notebook's own value.\n"
