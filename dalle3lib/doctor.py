@@ -322,9 +322,10 @@ def preset(name: str) -> Finding:
 
 def models(cfg) -> list:
     """The public models that a preset reads: those of its arms, and its chapters' decoder."""
-    from dalle3lib import config, pretrained
+    from dalle3lib import config, pairs, pretrained
 
     decoder = config.from_preset("07_consistency_decoder", preset=cfg.preset, data="world").decoder
     named = [m for m in pretrained.MODELS if (m.role, m.name) == ("decoder", decoder)]
-    coca = [m for m in pretrained.MODELS if m.role == "coca" and cfg.captions_from != "written"]
+    own = cfg.captions_from in (pairs.WRITTEN, pairs.TRUTH)
+    coca = [m for m in pretrained.MODELS if m.role == "coca" and not own]
     return [*pretrained.public(cfg), *named, *coca]

@@ -210,7 +210,8 @@ def folders(cfg: Parameters) -> list[str]:
     lines = []
     for name, unless in named.items():
         folder = cfg.get(name, unless)
-        if folder not in (unless, pairs.TRUTH) and not paths.folder(folder).is_dir():
+        known = (unless, pairs.TRUTH, *pairs.HELD_OUT)
+        if folder not in known and not paths.folder(folder).is_dir():
             lines.append(f"{name}: there is no folder {paths.folder(folder)}")
     own = (pairs.WRITTEN, pairs.TRUTH)
     if cfg.get("captions_from", pairs.WRITTEN) not in own and cfg.data == "world":
