@@ -18,7 +18,7 @@ from dalle3lib import UserError, doctor, paths
 from dalle3lib.files import guard, write_atomic
 
 try:
-    from dalle3lib import config, fingerprint, runs, study, upsample
+    from dalle3lib import config, fingerprint, rate, runs, study, upsample
 except ModuleNotFoundError:  # nothing can run without packages, so say what else is missing
     sys.exit(doctor.command())
 
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--utilisation", type=float, help="share of it that is reached, 0 to 1")
     command("cache", cache_command)
     command("book", book_command)
+    command("explorer", explorer_command)
     command("times", times_command)
     command("claims", claims_command).add_argument("--json", action="store_true")
     _recaption_options(command("recaption", recaption_command, preset=""))
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_options(command("study", study.command, preset=""))
     command("doctor", doctor.command, preset="")
     command("cards", cards_command, preset="")
+    rate.add_options(command("rate", rate.command, preset=""))
     freeze = command("freeze", freeze_command, preset="")
     freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser
@@ -193,7 +195,7 @@ def _execute(notebook: str, given: dict[str, Any], out: Path, began: float) -> N
             progress_bar=False,
             cwd=paths.ROOT,
             start_timeout=300,  # seconds; two jobs may start while the machine is busy
-            extra_arguments=["--log-level=50"],
+            extra_arguments=["--log-level=50", "--ext=dalle3lib.figure_data"],
         )
     except papermill.PapermillExecutionError as error:
         said = f"{error.ename} in notebook {notebook}: {error.evalue}"
@@ -315,6 +317,16 @@ def book_command(options: argparse.Namespace) -> None:
 
     root = _root(options)
     print(f"Open {book.build(root, options.preset, options.data)}")
+
+
+def explorer_command(options: argparse.Namespace) -> None:
+    """Draw the book's explorer: scenes, their captions, and what each arm makes of them."""
+    from dalle3lib import explorer
+
+    root = _root(options)
+    if options.data != "world":
+        raise UserError("The explorer shows the world's scenes: leave out --data.")
+    print(f"Made {explorer.make(root, options.preset)}")
 
 
 def times_command(options: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
-"""What the claims of chapter 12 stand on: the study's seeds, one seed drawn now, the captions."""
+"""What the claims of chapter 12 stand on beside the study: one seed drawn now, the captions."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from dalle3lib import UserError, stats, study_evidence, study_results, upsample_scores
+from dalle3lib import stats, study_evidence, study_results, upsample_scores
 from dalle3lib.caption_facts import Marks, mark
 from dalle3lib.images import Record
 from dalle3lib.limitations import KINDS
@@ -84,37 +84,15 @@ def one_seed(results: Results) -> dict[str, dict]:
     return found
 
 
-def over_seeds() -> tuple[dict[str, dict], Results | None]:
-    """The study's entries of the claims ``STUDIED``, and its results, the main stage's before the
-    pilot's; nothing and None where there are no committed results."""
-    found, latest = {}, None
-    for stage in ("pilot", "main"):
-        try:
-            latest = study_results.load(stage)
-        except UserError:
-            if study_results.names(stage):  # they are there but cannot be used
-                raise
-            continue
-        found |= study_evidence.evidence(stage, latest, STUDIED)
-    return found, latest
-
-
-def told(entries: dict[str, dict]) -> pd.DataFrame:
-    """Entries of the claims ``STUDIED`` as a table, with a column that says what they mean."""
-    ends = [entry["interval"] for entry in entries.values()]
-    said = ["yes" if low > 0 else "no: easier" if high < 0 else "unclear" for low, high in ends]
-    table = pd.DataFrame(entries).T.reindex(
-        columns=["effect", "interval", "unit", "seeds", "pilot"]
-    )
-    return table.assign(**{"harder than colour and shape": said})
-
-
-def seed_shares(results: Results, kind: str = "descriptive") -> dict[str, pd.DataFrame]:
+def seed_shares(
+    results: Results | None = None, kind: str = "descriptive"
+) -> dict[str, pd.DataFrame]:
     """What pictures from one kind of prompt show, as ``percent`` over seeds, by arm.
 
-    ``PLACE_ROW`` is the share of the pairs found that stand where asked.
+    ``PLACE_ROW`` is the share of the pairs found that stand where asked. Without ``results``, the
+    committed ones.
     """
-    tables = {}
+    results, tables = results or study_results.committed(), {}
     for name in sorted(results.tables, key=_order):
         _, arrays = study_results.matrices(results, [name])
         means = {m: np.nanmean(arrays[name, kind, m], axis=1) for m in (PAIRS, "count", "word")}
@@ -138,3 +116,31 @@ def _over(values: np.ndarray, name: str) -> dict[str, float]:
     if len(values) > 1:
         low, high = stats.seed_interval(100 * values, rng(0, f"limitations/{name}"))
     return {"value": 100 * values.mean(), "low": low, "high": high}
+
+
+def summary(
+    places: pd.DataFrame, numbers: pd.DataFrame, right: pd.Series, errors: dict, name: str
+) -> list[str]:
+    """What the page measured of one arm, a sentence for each limitation.
+
+    ``places`` are values in per cent by (arm, wording) with columns pairs, both and right;
+    ``numbers`` by (arm, asked) with a column exact; ``right`` words of the world right by station;
+    ``errors`` are ``limitations.wrong`` of "DSC captions" and of the arm.
+    """
+    brief, full = (places.loc[(name, w)] for w in ("relation words", "full description"))
+    wrong = {what: table.value for what, table in errors.items()}
+    at = {what: [wrong[what][a] for a in LOOKS[:3]] for what in ("DSC captions", name)}
+    counts = numbers.exact.xs(name, level=0)
+    return [
+        f"Places: both objects are in {brief.both:.0f} % of the pictures of short sentences and in "
+        f"{full.both:.0f} % of those of full descriptions; where both are, {brief.right:.0f} % and "
+        f"{full.right:.0f} % stand as asked.",
+        "Numbers: exactly as many of the kind in "
+        + ", ".join(f"{share:.0f} % ({asked} asked)" for asked, share in counts.items())
+        + ".",
+        "Printed words right: " + ", ".join(f"{s} {v:.0f} %" for s, v in right.items()) + ".",
+        "Wrong shapes, colours and textures: "
+        + "; ".join(f"{k} " + ", ".join(f"{v:.0f}" for v in vs) for k, vs in at.items())
+        + f" (%). Wrong words: {wrong['DSC captions']['printed word']:.0f} % of those that DSC "
+        "captions state.",
+    ]

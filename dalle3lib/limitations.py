@@ -15,13 +15,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional
 
-from dalle3lib import (
-    arm,
-    prompt_facts,
-    stats,
-    text,
-    upsample_scores,
-)
+from dalle3lib import arm, paths, prompt_facts, stats, text, upsample_scores
 from dalle3lib.caption_facts import ATTRIBUTES, pairs, parse
 from dalle3lib.config import Parameters
 from dalle3lib.evals import text_rendering
@@ -142,6 +136,11 @@ def asked_seen(table: pd.DataFrame) -> pd.DataFrame:
     return whole.rename(index="{} asked".format, columns="{} seen".format)
 
 
+def load_encoder() -> tuple:
+    """The world's text encoder and its tokenizer."""
+    return text.load(paths.foundation("t5"))
+
+
 def pieces(tokenizer, prompt: str, word: str) -> list[int]:
     """The numbers of the tokens of a prompt that hold letters of a word standing in quotes."""
     start = prompt.index(f'"{word}"') + 1
@@ -236,13 +235,14 @@ def _letters(word: str) -> Tensor:
 # ---- invented detail -----------------------------------------------------------------------------
 
 
-def beyond(shown: Sequence[dict], wanted: Sequence[dict]) -> pd.DataFrame:
-    """What is shown beyond what is wanted, and what of it is missing: a row for each pair of facts.
+def beyond(shown: Sequence[dict | str], wanted: Sequence[dict | str]) -> pd.DataFrame:
+    """What is shown beyond what is wanted, and what of it is missing: a row for each pair.
 
-    Both are facts as of ``Scene.facts``, of a picture or a text (``prompt_facts.facts_of``).
+    Each is a picture's facts (``Scene.facts``), or a text that states some.
     """
     rows = []
-    for is_there, asked in zip(shown, wanted, strict=True):
+    for pair in zip(shown, wanted, strict=True):
+        is_there, asked = (prompt_facts.facts_of(x) if isinstance(x, str) else x for x in pair)
         more = len(is_there["objects"]) - len(asked["objects"])
         some, word = is_there["word"] is not None, asked["word"] is not None
         row = {"an object too many": float(more > 0), "an object missing": float(more < 0)}

@@ -202,19 +202,14 @@ def disk(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
 
 def folders(cfg: Parameters) -> list[str]:
     """The folders that a preset names and that are not there, as lines of text."""
-    named = {
-        "captions_from": pairs.WRITTEN,
-        "prompts_from": "dev",
-        "prompt_captions": pairs.WRITTEN,
-    }
-    lines = []
-    for name, unless in named.items():
-        folder = cfg.get(name, unless)
-        known = (unless, pairs.TRUTH, *pairs.HELD_OUT)
-        if folder not in known and not paths.folder(folder).is_dir():
-            lines.append(f"{name}: there is no folder {paths.folder(folder)}")
     own = (pairs.WRITTEN, pairs.TRUTH)
-    if cfg.get("captions_from", pairs.WRITTEN) not in own and cfg.data == "world":
+    unless = {"captions_from": own, "prompts_from": pairs.HELD_OUT, "prompt_captions": own[:1]}
+    lines = []
+    for name, words in unless.items():
+        folder = cfg.get(name, words[0])
+        if folder not in words and not paths.folder(folder).is_dir():
+            lines.append(f"{name}: there is no folder {paths.folder(folder)}")
+    if cfg.get("captions_from", own[0]) not in own and cfg.data == "world":
         lines.append("data: give the folder of tars with --data (make book … DATA=folder)")
     return lines
 

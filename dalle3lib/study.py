@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, paths, runners, runs, study_captions
+from dalle3lib import UserError, paths, runners, runs
 from dalle3lib.study_stages import CURVE_SEED as CURVE_SEED  # for chapters
 from dalle3lib.study_stages import (
     STAGES,
@@ -87,7 +87,7 @@ def run(stage: str, processes: int) -> list[Outcome]:
     todo = [one for one in jobs(stage) if one.name not in done]
     outcomes = []
     if todo:
-        from dalle3lib import latents
+        from dalle3lib import latents, study_captions
 
         study_captions.require(stage)
         latents.build(parameters(todo[0]))  # once, before several processes ask for it
@@ -139,6 +139,8 @@ def plan(stage: str, processes: int) -> str:
     else:
         lines.append("How long a run takes is known when the first has finished.")
     example = all_jobs[-1]
+    from dalle3lib import study_captions  # here, as it loads what trains captioners
+
     lines += study_captions.told(stage)
     lines += ["Any single run, and whether it agrees with the committed ones:", *again(example)]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ Every claim is one matrix of differences [seeds, prompts]; ``stats.effect`` turn
 of the ledger, ``claims`` turns that into a verdict.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,10 +156,8 @@ CLAIMS = {
 }
 
 
-def evidence(
-    stage: str = "main", results: Results | None = None, names: Sequence[str] = tuple(CLAIMS)
-) -> dict[str, dict]:
-    """An entry for the ledger of every claim named that the stage's results bear on, by claim id.
+def evidence(stage: str = "main", results: Results | None = None) -> dict[str, dict]:
+    """An entry for the ledger of every claim the stage's results bear on, by claim id.
 
     Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). The seeds
     are those that all arms of the claim have; a claim with fewer than two is left out, and so is
@@ -170,8 +168,8 @@ def evidence(
     results = load(stage) if results is None else results
     known = {claim.id: claim for claim in claims.load()}
     found = {}
-    for name in names:
-        how, claim = CLAIMS[name], known[name]
+    for name, how in CLAIMS.items():
+        claim = known[name]
         if len(_common(results, how.arms)) < 2:
             continue
         s = Scores(results, how.arms)

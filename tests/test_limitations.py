@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, limitations, paths, prompt_facts, study_evidence, study_results
 from dalle3lib import limitation_evidence as evidence
+from dalle3lib import limitations, paths, prompt_facts, study_evidence
 from dalle3lib.study_results import Results
 from dalle3lib.text import load as load_encoder
 from dalle3lib.world import World
@@ -276,17 +276,20 @@ def test_shares_over_seeds_by_hand():
     assert np.isnan(found["original-0"].low["colour and shape"])
 
 
-def test_without_a_study_there_is_nothing_and_a_broken_one_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(study_results, "FOLDER", tmp_path)
-    assert evidence.over_seeds() == ({}, None)
-    (tmp_path / "main").mkdir()
-    (tmp_path / "main" / "dsc-95-100.parquet").write_text("no table")
-    with pytest.raises(UserError, match="cannot be read"):
-        evidence.over_seeds()
-
-
-def test_what_an_effect_means_is_said_in_words():
-    intervals = {"a": (1, 2), "b": (-2, -1), "c": (-1, 1)}
-    entries = {name: {"effect": 0, "interval": found} for name, found in intervals.items()}
-    said = evidence.told(entries)["harder than colour and shape"]
-    assert said.tolist() == ["yes", "no: easier", "unclear"]
+def test_the_summary_says_what_was_measured():
+    keys = [("DSC 95 %", wording) for wording in ("relation words", "full description")]
+    index = pd.MultiIndex.from_tuples(keys)
+    places = pd.DataFrame({"pairs": [1, 2], "both": [16, 40], "right": [100, 98]}, index=index)
+    asked = pd.MultiIndex.from_tuples([("DSC 95 %", 1), ("DSC 95 %", 2)], names=["arm", "asked"])
+    numbers = pd.DataFrame({"exact": [57.5, 0.4]}, index=asked)
+    kinds = ["shape", "colour", "texture", "printed word"]
+    errors = {
+        name: pd.DataFrame({"value": values}, index=kinds)
+        for name, values in {"DSC captions": [8, 1, 2, 73], "DSC 95 %": [13, 14, 12, 99]}.items()
+    }
+    right = pd.Series({"autoencoder": 100.0, "DSC 95 %": 0.0})
+    said = evidence.summary(places, numbers, right, errors, "DSC 95 %")
+    assert "16 %" in said[0] and "40 %" in said[0] and "100 % and 98 %" in said[0]
+    assert "58 % (1 asked), 0 % (2 asked)" in said[1]
+    assert "autoencoder 100 %, DSC 95 % 0 %" in said[2]
+    assert "DSC captions 8, 1, 2; DSC 95 % 13, 14, 12" in said[3] and "73 %" in said[3]

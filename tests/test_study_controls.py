@@ -115,7 +115,7 @@ def test_controls_are_kept_and_go_out_of_date(folder, foundations, capsys, monke
     before = study_controls.controls()
     assert before.outcome.str.startswith("not run yet").all() and len(before) == 6
     measure = study_controls.measure
-    monkeypatch.setattr(study_controls, "measure", lambda: measure(prompts=4, count=5))
+    monkeypatch.setattr(study_controls, "measure", lambda: measure(prompts=3, count=5))
     assert main(["study", "controls"]) == 0
     assert "controls.json" in capsys.readouterr().out
     table = study_controls.controls()
