@@ -125,10 +125,10 @@ def packages(wanted: list[str] | None = None) -> Iterator[Finding]:
     if absent:
         said = f"not installed: {', '.join(absent)}"
         yield Finding("packages", "lacks", said, INSTALL)
-    if other:
+    elif other:
         cure = "`.venv/bin/pip install -r requirements.lock` brings the tested ones"
         yield Finding("packages", "note", ", ".join(other), cure)
-    if not absent and not other:
+    else:
         yield Finding("packages", "ok", f"all {len(names)} in the versions of requirements.lock")
 
 
