@@ -22,6 +22,7 @@ from dalle3lib import (
     explorer_page,
     launch,
     ledger_page,
+    model_cards,
     pages,
 )
 from dalle3lib.chapters import CHAPTER, Chapter, find_chapters, tidy
@@ -30,10 +31,10 @@ from dalle3lib.paths import ROOT
 
 SOURCE = ROOT / "book"
 FIRST_RESULT = "99"  # the ledger opens the last part of the book
-PROSE = {  # the pages of `book/` by part; the generated ones stand between them
+PROSE = {  # the pages of `book/` by part, and the models' cards; generated ones stand between them
     "start": ("guide", "explorer", "numbers"),
     "results": ("ledger", "untested"),
-    "reference": ("checklist", "glossary"),
+    "reference": ("checklist", "models", "glossary"),
 }
 
 
@@ -73,6 +74,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
+    _write(source / "models.md", model_cards.page())
     _write(source / "status.md", pages.status(states, failures, published))
     explorer_page.stage(root, source)
     rows = claims.ledger(root)
