@@ -9,7 +9,6 @@ from dalle3lib import stats, study_evidence, study_results, upsample_scores
 from dalle3lib.caption_facts import Marks, mark
 from dalle3lib.images import Record
 from dalle3lib.limitations import KINDS
-from dalle3lib.randomness import rng
 from dalle3lib.study_evidence import PAIRS, PLACED
 from dalle3lib.study_results import Results
 from dalle3lib.world import reader
@@ -114,7 +113,7 @@ def _over(values: np.ndarray, name: str) -> dict[str, float]:
     """Mean in per cent of one value a seed, with its interval over seeds (none for one seed)."""
     low, high = (np.nan, np.nan)
     if len(values) > 1:
-        low, high = stats.seed_interval(100 * values, rng(0, f"limitations/{name}"))
+        low, high = stats.seed_interval(100 * values)
     return {"value": 100 * values.mean(), "low": low, "high": high}
 
 

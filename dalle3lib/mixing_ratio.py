@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from dalle3lib import paths, stats, study_results
-from dalle3lib.randomness import rng
 from dalle3lib.study_evidence import PAIRS
 from dalle3lib.study_results import Results
 
@@ -53,15 +52,14 @@ def over_original(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(values: pd.DataFrame) -> pd.DataFrame:
-    """The mean over seeds with its 95 % interval (BCa): a row for each share and kind of prompt.
+    """The mean over seeds with its 95 % interval: a row for each share and kind of prompt.
 
     Columns share, kind, mean, low, high, seeds; low and high are NaN for a single seed.
     """
     rows = []
     for (share, kind), group in values.groupby(["share", "kind"], sort=False):
-        found, random = group.value.to_numpy(), rng(0, f"share/{share}/{kind}")
-        spread = len(found) > 1 and np.ptp(found) > 0
-        low, high = stats.seed_interval(found, random) if spread else (np.nan, np.nan)
+        found = group.value.to_numpy()
+        low, high = stats.seed_interval(found) if len(found) > 1 else (np.nan, np.nan)
         rows.append((share, kind, found.mean(), low, high, len(found)))
     return pd.DataFrame(rows, columns=["share", "kind", "mean", "low", "high", "seeds"])
 

@@ -103,7 +103,7 @@ def error_rates(
     """How often the statistics err on ``count`` simulated studies: shares, 0 to 1.
 
     "false positives": p ≤ .05 of the one-sided sign-flip test where two arms do not differ on the
-    prompts they are asked with; "seed interval covers": the BCa interval holds the true effect on
+    prompts they are asked with; "seed interval covers": Student's interval holds the true effect on
     those prompts; "two-level interval covers": it holds the true effect over all prompts.
     """
     drawn, true = simulate(variances, seeds, prompts, rng, count=count)
@@ -111,7 +111,7 @@ def error_rates(
     for matrix, here in zip(drawn, true, strict=True):
         d = matrix.mean(axis=1)
         tests.append(stats.sign_flip_p(d - here) <= 0.05)
-        low, high = stats.seed_interval(d, rng)
+        low, high = stats.seed_interval(d)
         inside.append(low <= here <= high)
         low, high = stats.two_level_interval(matrix, rng, resamples=FEW)
         inside_two.append(low <= 0 <= high)

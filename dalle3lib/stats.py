@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import bootstrap
+from scipy.stats import t as student
 
 from dalle3lib import UserError
 
@@ -64,15 +65,16 @@ def ratio_interval(
     return tuple(np.where(wholes.any(axis=0), end, np.nan) for end in (low, high))
 
 
-def seed_interval(
-    seed_means: Sequence[float], rng: np.random.Generator, level: float = 0.95
-) -> tuple[float, float]:
-    """BCa bootstrap interval (low, high) of the mean over seeds, one number per seed [n].
+def seed_interval(seed_means: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval (low, high) of the mean over seeds, one number per seed [n].
 
-    BCa (bias-corrected and accelerated, Efron 1987) corrects the percentile interval for skew,
-    which matters when there are ten values and not three hundred. UserError for fewer than two.
+    Means over hundreds of prompts are close to normal. A BCa bootstrap was planned here; of ten
+    values it held the truth in 90 % of simulated studies instead of 95 (see EXPERIMENTS.md).
+    UserError for fewer than two.
     """
-    return _bootstrap(_checked(seed_means, least=2), rng, level, "BCa")
+    values = _checked(seed_means, least=2)
+    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def _bootstrap(
@@ -229,14 +231,14 @@ def effect(
     """The evidence in paired differences [seeds, prompts] for a claim, as the ledger takes it.
 
     ``direction`` (greater, less, equal, two-sided) and the smallest effect of interest ``margin``
-    are the claim's. Keys: effect, interval (BCa over seeds), two_level (over seeds and prompts),
+    are the claim's. Keys: effect, interval (over seeds), two_level (over seeds and prompts),
     by_seed, seeds, p (exact sign flips in the claimed direction; None for equal) and, with a
     margin, equivalence_p. UserError as ``seed_means``, and for a single seed.
     """
     d = seed_means(matrix)
     found = {
         "effect": float(d.mean()),
-        "interval": seed_interval(d, rng),
+        "interval": seed_interval(d),
         "two_level": two_level_interval(matrix, rng, resamples=resamples),
         "by_seed": d.tolist(),
         "seeds": len(d),

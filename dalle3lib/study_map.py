@@ -4,11 +4,7 @@ A stage of sensitivity has few seeds, so it decides nothing; it shows whether an
 sign and about its size when the alt-text, the captions, the training or the guidance is another.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 
 from dalle3lib import claims, stats, study_results
 from dalle3lib.study_evidence import CLAIMS, Scores
@@ -39,7 +35,7 @@ def effects() -> pd.DataFrame:
             if len(set.intersection(*have)) < 2:
                 continue
             by_seed = stats.seed_means(how.differences(Scores(results, how.arms)))
-            mean_and_ends = float(by_seed.mean()), *t_interval(by_seed)
+            mean_and_ends = float(by_seed.mean()), *stats.seed_interval(by_seed)
             about = claim.unit, claim.smallest_effect, len(by_seed), by_seed.tolist()
             named = stage, label(stage), worth(stage, len(by_seed)), claim.id
             rows.append((*named, *mean_and_ends, *about))
@@ -49,16 +45,6 @@ def effects() -> pd.DataFrame:
 def label(stage: str) -> str:
     """What a stage is to readers: "alt-text noise .25", or "the study" and "its pilot"."""
     return {"main": "the study", "pilot": "its pilot"}.get(stage) or STAGES[stage].varies
-
-
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval (low, high) of the mean of two or more values, taken as normal.
-
-    A bootstrap of three values can draw ten different samples: it would be far too narrow.
-    """
-    values = np.asarray(values, np.float64)
-    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

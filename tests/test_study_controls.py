@@ -141,11 +141,6 @@ def test_the_committed_controls_are_readable():
 # ---- where the claims hold -----------------------------------------------------------------------
 
 
-def test_students_interval_by_hand():
-    """Mean 2, deviation 1, t(2) = 4.3027, the root of three."""
-    assert study_map.t_interval([1, 2, 3]) == pytest.approx((-0.4841, 4.4841), abs=1e-3)
-
-
 def test_the_map_by_hand(folder):  # noqa: F811
     """DSC 95 has number 6, original 0, and a seed adds 0.01 (seed - 99) of the number."""
     assert study_map.effects().empty and len(study_map.missing(study_map.effects())) == 9
