@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from dalle3lib import UserError, arm, config, files, paths, power, quality, stats
+from dalle3lib import UserError, arm, config, files, fingerprint, paths, power, quality, stats
 from dalle3lib import study_planning as planning
 from dalle3lib import study_results as results
 from dalle3lib.evals import clip_score
@@ -157,9 +157,12 @@ def kept() -> list[Control]:
 
 
 def inputs(part: str) -> str:
-    """A digest of what kept controls are made from: foundations and arms, or the pilot."""
+    """A digest of what kept controls come from: foundations and arms, or pilot and statistics."""
     if part == "simulation":
-        return files.digest([[p.name, files.sha256(p)] for p in results.names("pilot")])
+        statistics = fingerprint.module_closure({"dalle3lib.power"})
+        return files.digest(
+            [statistics, [[p.name, files.sha256(p)] for p in results.names("pilot")]]
+        )
     names = ("vae", "t5", "clip", *(f"unet-{name}" for name in FOUR))
     manifests = [paths.foundation_dir() / name / "manifest.json" for name in names]
     return files.digest([results.METHOD_VERSION, *(files.sha256(p) for p in manifests)])
@@ -173,7 +176,7 @@ def of_pictures(prompts: int) -> list[Control]:
     Scenes are compared where the text is true of them: an original caption may tell what is not
     there, and a picture that follows it can beat the scene.
     """
-    cfg = config.from_preset("04a_train_arm", preset="cpu", prompts=prompts)
+    cfg = config.from_preset("04a_train_arm", preset="cpu", prompts=prompts, prompts_from="dev")
     on = arm.studio(arm.evaluation_records(cfg), cfg)
     scene = clip_score.resized(on.scorer[0], stack(on.records))
     true = clip_score.clip_scores(*on.scorer, scene, on.texts["descriptive"])
