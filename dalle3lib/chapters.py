@@ -1,0 +1,44 @@
+"""Which chapters the book of a data source has, and why the others are left out.
+
+The world's records hold the facts of every picture; those of any other source hold a picture and
+its alt-text. Chapters that measure facts need the first; three of them have a page that asks the
+same question of photographs, by measures that need no facts.
+"""
+
+WORLD = (
+    *("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"),
+    *("06_upsampling", "07_consistency_decoder", "08_recipe", "10_automatic_evaluation"),
+    *("11_released_verdicts", "13_playground", "99_ledger"),
+)
+IMAGES = (
+    *("01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"),
+    *("06a_photographs", "07a_photographs", "10a_photographs"),
+    *("11_released_verdicts", "13_playground", "99_ledger"),
+)
+# Why a chapter of the world is not in the book of a folder of images.
+LEFT_OUT = {
+    "00_foundations": "it measures the shipped models on scenes whose content is known exactly",
+    "06_upsampling": "it counts facts of prompts and pictures; 06a_photographs scores by CLIP",
+    "07_consistency_decoder": "it reads printed words and textures of drawn scenes; "
+    "07a_photographs compares the decoders by pixels",
+    "08_recipe": "its second stage draws the same scenes anew at other sizes, and a photograph "
+    "cannot be drawn again",
+    "10_automatic_evaluation": "it tests the metrics on pictures whose truth is known; "
+    "10a_photographs takes the paper's own benchmarks",
+}
+FACTS = "it measures facts of pictures, and nobody has listed those of these images"
+
+
+def facts_known(data: str) -> bool:
+    """Whether the records of a data source hold facts: the world's alone do."""
+    return data == "world"
+
+
+def of(data: str) -> tuple[str, ...]:
+    """The chapters of the book of a data source ("world" or a folder), in reading order."""
+    return WORLD if facts_known(data) else IMAGES
+
+
+def left_out(data: str) -> dict[str, str]:
+    """The chapters of the world that a data source's book does not have, each with the reason."""
+    return {stem: LEFT_OUT.get(stem, FACTS) for stem in WORLD if stem not in of(data)}
