@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle3lib import UserError, config, fingerprint, paths, runs, study, upsample
-from dalle3lib.files import guard, write_atomic
+from dalle3lib.files import guard, sha256, to_json, write_atomic
 
 # One thread a process: two jobs share two cores, and a sum has the same bits in every run.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", plan_command)
     plan.add_argument("--peak", type=float, help="of the GPU, in TFLOP/s (default: an H100's 990)")
     plan.add_argument("--utilisation", type=float, help="share of it that is reached, 0 to 1")
+    command("captions", captions_command)
     command("cache", cache_command)
     command("book", book_command)
     command("times", times_command)
@@ -211,6 +212,7 @@ def graph_command(options: argparse.Namespace) -> int:
     for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
         config.from_preset(stem, preset=options.preset, data=options.data)
     _announce(options)
+    _look_at(options.data)
     began = time.time()
     with guard(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -222,6 +224,7 @@ def graph_command(options: argparse.Namespace) -> int:
         except BlockingIOError:
             print(f"Another `make book` is working in {root}; waiting for it.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        _forget_old_captions(root)
         for failed in (root / "notebooks").glob("*.failed.ipynb"):
             failed.unlink()  # what failed before runs again now
         code = _snakemake(root, options)
@@ -232,6 +235,31 @@ def graph_command(options: argparse.Namespace) -> int:
         return _report_failure(options, root)
     print(f"Open {index}")
     return 0
+
+
+def _look_at(data: str) -> None:
+    """Say what a book of these images leaves out; UserError with all that is wrong with them.
+
+    A folder with a damaged picture or a missing caption stops here, before anything starts.
+    """
+    if data == "world":
+        return
+    from dalle3lib import chapters, images
+
+    images.open_source(data, "train", 1)
+    print("Chapters that these images cannot have:")
+    for stem, reason in chapters.left_out(data).items():
+        print(f"  {stem}: {reason}")
+    print(flush=True)
+
+
+def _forget_old_captions(root: Path) -> None:
+    """Let the graph see that a folder of captions was written anew since it was used."""
+    marker = root / "captions" / "complete.json"
+    known = json.loads(marker.read_bytes()) if marker.is_file() else {}
+    manifests = {paths.folder(folder) / "manifest.json": is_ for folder, is_ in known.items()}
+    if any(not file.is_file() or sha256(file) != is_ for file, is_ in manifests.items()):
+        marker.unlink()
 
 
 def plan_command(options: argparse.Namespace) -> None:
@@ -280,6 +308,19 @@ def _report_failure(options: argparse.Namespace, root: Path) -> int:
         print(f"failed: {path}", file=sys.stderr)
     print("error: not everything finished; run the same command again to go on.", file=sys.stderr)
     return 1
+
+
+def captions_command(options: argparse.Namespace) -> None:
+    """Write the captions that the arms and their prompts need, unless they are there."""
+    from dalle3lib import training_captions
+
+    root = _root(options)
+    arm, chapter = (
+        config.from_preset(notebook, preset=options.preset, data=options.data)
+        for notebook in ("04a_train_arm", "03_ssc_dsc")
+    )
+    made = training_captions.write(arm, chapter)
+    write_atomic(root / "captions" / "complete.json", to_json(made).encode())
 
 
 def cache_command(options: argparse.Namespace) -> None:
