@@ -17,6 +17,7 @@ import nbformat
 import yaml
 
 from dalle3lib import UserError, claims, pages
+from dalle3lib import chapters as chapters_of
 from dalle3lib.files import guard
 from dalle3lib.paths import ROOT, notebooks_dir
 
@@ -158,7 +159,9 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
-    _write(source / "status.md", pages.status(states, failures, published))
+    _write(
+        source / "status.md", pages.status(states, failures, published, chapters_of.left_out(data))
+    )
     ledger = pages.ledger_summary(claims.ledger(root), published)
     _write(source / "_generated" / "ledger.md", ledger)
     _write(source / "_generated" / "presets.md", pages.presets())
