@@ -212,7 +212,7 @@ def graph_command(options: argparse.Namespace) -> int:
     for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
         config.from_preset(stem, preset=options.preset, data=options.data)
     _announce(options)
-    _look_at(options.data)
+    _look_at(options.data, root)
     began = time.time()
     with guard(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -237,16 +237,24 @@ def graph_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _look_at(data: str) -> None:
+def _look_at(data: str, root: Path) -> None:
     """Say what a book of these images leaves out; UserError with all that is wrong with them.
 
-    A folder with a damaged picture or a missing caption stops here, before anything starts.
+    A folder with a damaged picture or a missing caption stops here, before anything starts; every
+    problem is then listed in a file under ``root``.
     """
     if data == "world":
         return
-    from dalle3lib import chapters, images
+    from dalle3lib import chapters, coco, images
 
-    images.open_source(data, "train", 1)
+    try:
+        images.open_source(data, "train", 1)
+    except coco.BadFolder as error:
+        with guard(root):
+            root.mkdir(parents=True, exist_ok=True)
+        write_atomic(root / "problems.txt", error.listing().encode())
+        raise UserError(f"{error} {root / 'problems.txt'} lists all of them.") from None
+    (root / "problems.txt").unlink(missing_ok=True)
     print("Chapters that these images cannot have:")
     for stem, reason in chapters.left_out(data).items():
         print(f"  {stem}: {reason}")

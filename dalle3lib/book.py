@@ -159,9 +159,8 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
-    _write(
-        source / "status.md", pages.status(states, failures, published, chapters_of.left_out(data))
-    )
+    left_out = chapters_of.left_out(data)
+    _write(source / "status.md", pages.status(states, failures, published, left_out))
     ledger = pages.ledger_summary(claims.ledger(root), published)
     _write(source / "_generated" / "ledger.md", ledger)
     _write(source / "_generated" / "presets.md", pages.presets())

@@ -112,7 +112,8 @@ def compared(
             if net != "none":
                 row["LPIPS", name] = lpips(drawn.cpu(), picture, net).item()
         rows.append(row)
-    table = pd.DataFrame(rows).sort_index(axis=1, level=0, sort_remaining=False)
+    columns = pd.MultiIndex.from_tuples(rows[0], names=["measure", "decoder"])
+    table = pd.DataFrame(rows).set_axis(columns, axis=1)
     return table, {name: np.concatenate(parts) for name, parts in made.items()}
 
 

@@ -335,7 +335,7 @@ def _decode_captioned(
             except ValueError as error:
                 problems["unreadable image"].append(f"{located[key]}: {error}")
     if problems:
-        raise UserError(coco.report(folder, file, problems))
+        raise coco.BadFolder(folder, file, problems)
     return captions, images
 
 
