@@ -212,7 +212,7 @@ def graph_command(options: argparse.Namespace) -> int:
     for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
         config.from_preset(stem, preset=options.preset, data=options.data)
     _announce(options)
-    _look_at(options.data, root)
+    _look_at(options, root)
     began = time.time()
     with guard(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -230,6 +230,7 @@ def graph_command(options: argparse.Namespace) -> int:
         code = _snakemake(root, options)
     times_command(options)
     print(f"This call took {time.time() - began:.0f} s.")
+    _tell_agreement(root / "04_caption_kind" / "main")
     index = paths.ROOT / "book" / "_build" / root.name / "html" / "index.html"
     if code:
         return _report_failure(options, root)
@@ -237,18 +238,18 @@ def graph_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def _look_at(data: str, root: Path) -> None:
+def _look_at(options: argparse.Namespace, root: Path) -> None:
     """Say what a book of these images leaves out; UserError with all that is wrong with them.
 
     A folder with a damaged picture or a missing caption stops here, before anything starts; every
     problem is then listed in a file under ``root``.
     """
-    if data == "world":
+    if options.data == "world":
         return
     from dalle3lib import chapters, coco, images
 
     try:
-        images.open_source(data, "train", 1)
+        images.open_source(options.data, "train", 1)
     except coco.BadFolder as error:
         with guard(root):
             root.mkdir(parents=True, exist_ok=True)
@@ -256,7 +257,8 @@ def _look_at(data: str, root: Path) -> None:
         raise UserError(f"{error} {root / 'problems.txt'} lists all of them.") from None
     (root / "problems.txt").unlink(missing_ok=True)
     print("Chapters that these images cannot have:")
-    for stem, reason in chapters.left_out(data).items():
+    cfg = config.from_preset("04_caption_kind", preset=options.preset, data=options.data)
+    for stem, reason in chapters.left_out(options.data, cfg.get("evidence", "")).items():
         print(f"  {stem}: {reason}")
     print(flush=True)
 
@@ -268,6 +270,15 @@ def _forget_old_captions(root: Path) -> None:
     manifests = {paths.folder(folder) / "manifest.json": is_ for folder, is_ in known.items()}
     if any(not file.is_file() or sha256(file) != is_ for file, is_ in manifests.items()):
         marker.unlink()
+
+
+def _tell_agreement(chapter: Path) -> None:
+    """Say whether the arms that chapter 04 compared agree with the committed study."""
+    from dalle3lib import agreement
+
+    if (chapter / "manifest.json").is_file():
+        for line in agreement.sentences(runs.results(chapter).get("agreement", [])):
+            print(line)
 
 
 def plan_command(options: argparse.Namespace) -> None:

@@ -7,17 +7,19 @@ same question of photographs, by measures that need no facts.
 
 WORLD = (
     *("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"),
-    *("06_upsampling", "07_consistency_decoder", "08_recipe", "10_automatic_evaluation"),
-    *("11_released_verdicts", "13_playground", "99_ledger"),
+    *("05_mixing_ratio", "06_upsampling", "07_consistency_decoder", "08_recipe"),
+    *("10_automatic_evaluation", "11_released_verdicts", "13_playground", "99_ledger"),
 )
 IMAGES = (
     *("01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"),
     *("06a_photographs", "07a_photographs", "10a_photographs"),
     *("11_released_verdicts", "13_playground", "99_ledger"),
 )
+RATIOS = "05_mixing_ratio"  # of images where a preset trains the arms that it compares
 # Why a chapter of the world is not in the book of a folder of images.
 LEFT_OUT = {
     "00_foundations": "it measures the shipped models on scenes whose content is known exactly",
+    RATIOS: "it shows the committed study of the world, unless a preset trains all ratios itself",
     "06_upsampling": "it counts facts of prompts and pictures; 06a_photographs scores by CLIP",
     "07_consistency_decoder": "it reads printed words and textures of drawn scenes; "
     "07a_photographs compares the decoders by pixels",
@@ -34,11 +36,17 @@ def facts_known(data: str) -> bool:
     return data == "world"
 
 
-def of(data: str) -> tuple[str, ...]:
-    """The chapters of the book of a data source ("world" or a folder), in reading order."""
-    return WORLD if facts_known(data) else IMAGES
+def of(data: str, evidence: str = "") -> tuple[str, ...]:
+    """The chapters of the book of a data source ("world" or a folder), in reading order.
+
+    ``evidence`` is the parameter of chapter 04: "runs" where the preset's own arms are compared.
+    """
+    if facts_known(data):
+        return WORLD
+    return tuple(sorted((*IMAGES, RATIOS))) if evidence == "runs" else IMAGES
 
 
-def left_out(data: str) -> dict[str, str]:
+def left_out(data: str, evidence: str = "") -> dict[str, str]:
     """The chapters of the world that a data source's book does not have, each with the reason."""
-    return {stem: LEFT_OUT.get(stem, FACTS) for stem in WORLD if stem not in of(data)}
+    here = of(data, evidence)
+    return {stem: LEFT_OUT.get(stem, FACTS) for stem in WORLD if stem not in here}

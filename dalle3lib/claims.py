@@ -201,8 +201,15 @@ def ledger(root: Path | None) -> list[dict[str, Any]]:
     evidence, a claim is ``not tested (needs …)``. Raises UserError for a damaged run or one that
     reports an unknown claim.
     """
+    return judged(evidence(root, {claim.id: claim for claim in load()}) if root else {})
+
+
+def judged(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per claim, as of ``ledger``, from what was measured, by claim id (see ``evidence``).
+
+    Of an entry without a run the row has no run.
+    """
     claims = load()
-    found = evidence(root, {claim.id: claim for claim in claims}) if root else {}
     adjusted = _adjusted(claims, found)
     return [_row(claim, found.get(claim.id), adjusted.get(claim.id)) for claim in claims]
 

@@ -87,7 +87,8 @@ def inputs_fingerprint(data: str, uses: Sequence[dict] = (), values: dict | None
     """Return a digest of what a run reads: foundations, captions, a data folder, other runs.
 
     ``data`` is ``"world"`` or a folder; ``uses`` are the ``files`` tables of the manifests of the
-    runs it reads; ``values`` its parameters, of which some may name a folder with a manifest.
+    runs it reads; ``values`` its parameters, of which some may name a folder with a manifest;
+    chapters with a parameter ``evidence`` read the committed study.
     """
     manifests = sorted(paths.foundation_dir().glob("*/manifest.json"))
     captions = paths.ROOT / "data" / "captions" / "manifest.json"
@@ -99,6 +100,9 @@ def inputs_fingerprint(data: str, uses: Sequence[dict] = (), values: dict | None
     named = {v for v in (values or {}).values() if isinstance(v, str) and v != data}
     manifests = [paths.folder(v) / "manifest.json" for v in sorted(named)]
     seen += [[str(path), sha256(path)] for path in manifests if path.is_file()]
+    if "evidence" in (values or {}):
+        study = (paths.ROOT / "data" / "study").rglob("*.*")
+        seen += [[path.name, sha256(path)] for path in sorted(study)]
     return digest([seen, list(uses)])
 
 

@@ -56,13 +56,15 @@ GROUPS = {
             ),
             *("human", "human_app", "elo", "stats", "power", "claims"),
             *("study", "study_results", "study_evidence", "study_planning", "freezing"),
+            *("mixing_ratio", "study_pictures", "agreement"),
         ),
     ),
     "runs": (
         "Runs, figures and the book",
         (
             *("paths", "config", "runs", "fingerprint", "files"),
-            *("plots", "caption_plots", "captioner_plots", "verdict_plots", "drawings"),
+            *("plots", "caption_plots", "captioner_plots", "drawings"),
+            *("verdict_plots", "evidence_plots"),
             *("playground", "chapters", "pages", "book"),
         ),
     ),

@@ -110,10 +110,12 @@ def execute(one: Job) -> Outcome:
     try:
         cfg = parameters(one, **{k: v for k, v in one.given.items() if k not in one.identity})
         train(one)
-        from dalle3lib import study_results
+        from dalle3lib import study_pictures, study_results
 
         run = run_directory(cfg)
         study_results.collect(cfg, run, one.stage)
+        if one.seed == CURVE_SEED:
+            study_pictures.keep(run, one.stage, one.name)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     except Exception as error:
         problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -218,7 +220,7 @@ def check(name: str) -> bool:
     """
     import pandas as pd
 
-    from dalle3lib import study_results
+    from dalle3lib import agreement, study_results
 
     one = job(name)
     results = study_results.load(one.stage)
@@ -227,7 +229,7 @@ def check(name: str) -> bool:
         raise UserError(f"There is no run {name} here; make it with `{again(one)[0].strip()}`.")
     runs.load(own)
     scores = pd.read_parquet(own / "scores.parquet")
-    table = study_results.agreement(scores, one.arm, results)
+    table = agreement.agreement(scores, one.arm, results)
     print(f"{name} against the {len(results.tables[one.arm])} committed seeds of {one.arm}:")
     print(table.round(2).to_string(index=False))
     agrees = bool(table.agrees.all())

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dalle3lib import claims, stats
 from dalle3lib.randomness import rng
-from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices
+from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices, names
 
 PAIRS = "colour-shape"  # the primary reading: pairs that both kinds of caption can state
 ORIGINAL, SSC, DSC = "original-0", "ssc-95", "dsc-95"  # the arms of Figure 4
@@ -140,7 +140,8 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
     """An entry for the ledger of every claim the stage's results bear on, by claim id.
 
     Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). The seeds
-    are those that all arms of the claim have; a claim with fewer than two is left out.
+    are those that all arms of the claim have; a claim with fewer than two is left out, and so is
+    one about prompts or facts that the results do not have.
     ``descriptive-prompts-score-higher`` is said of every arm, so its p is the largest of theirs.
     UserError if results cannot be compared.
     """
@@ -153,13 +154,16 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
             continue
         s = Scores(results, how.arms)
         random, margin = rng(0, f"study/{name}"), claim.smallest_effect
-        entry = stats.effect(how.differences(s), random, claim.direction, margin)
+        try:
+            entry = stats.effect(how.differences(s), random, claim.direction, margin)
+        except KeyError:  # a build's own runs ask fewer kinds of prompt, photographs have no facts
+            continue
         if name == "descriptive-prompts-score-higher":
             entry["p"] = max(
                 stats.sign_flip_p(stats.seed_means(s(arm, "descriptive") - s(arm, "original")))
                 for arm in how.arms
             )
-        about = {"unit": claim.unit, "note": how.note, "pilot": stage == "pilot"}
+        about = {"unit": claim.unit, "note": how.note, "pilot": results.stage == "pilot"}
         found[name] = entry | about
     return found
 
@@ -167,3 +171,41 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
 def _common(results: Results, arms: tuple[str, ...]) -> set[int]:
     """The seeds that all of the arms have."""
     return set.intersection(*(set(results.tables.get(arm, ())) for arm in arms))
+
+
+def everything(own: Results | None = None) -> dict[str, dict]:
+    """``evidence`` of a build's ``own`` runs, or else of the committed study: its main stage, and
+    the pilot where the main stage has no two paired seeds yet."""
+    if own is not None:
+        return evidence(results=own)
+    found: dict[str, dict] = {}
+    for stage in ("pilot", "main"):
+        found |= evidence(stage) if names(stage) else {}
+    return found
+
+
+def of_chapter(chapter: str, own: Results | None = None) -> dict[str, dict]:
+    """``everything`` that bears on the claims of one chapter."""
+    here = {claim.id for claim in claims.load() if claim.chapter == chapter}
+    return {name: entry for name, entry in everything(own).items() if name in here}
+
+
+def table(chapter: str, own: Results | None = None) -> pd.DataFrame:
+    """A chapter's claims with what was measured and the verdict: a row for each with evidence.
+
+    Columns effect, interval (over seeds), two-level (over seeds and prompts), p, seeds, verdict.
+    The verdict corrects p for all claims of a family, whichever chapter they stand in.
+    """
+    found, rows = everything(own), {}
+    for row in claims.judged(found):
+        if row["chapter"] == chapter and row["id"] in found:
+            entry = found[row["id"]]
+            low_high = [
+                [f"{end:+.2f}" for end in entry[name]] for name in ("interval", "two_level")
+            ]
+            interval, two_level = (f"[{low}, {high}]" for low, high in low_high)
+            p = entry["equivalence_p"] if entry["p"] is None else entry["p"]
+            effect = f"{entry['effect']:+.2f} {row['unit']}"
+            rows[row["id"]] = effect, interval, two_level, f"{p:.4f}", row["seeds"], row["verdict"]
+    columns = ["effect", "interval", "two-level", "p", "seeds", "verdict"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)

@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy.stats import t as student
 
-from dalle3lib import UserError, files, paths, runs
+from dalle3lib import UserError, files, pairs, paths, runs
 from dalle3lib.config import Parameters
 
 METHOD_VERSION = 1  # raise it when training, sampling or scoring changes, and run the study anew
@@ -44,36 +43,43 @@ def collect(cfg: Parameters, run: Path, stage: str) -> Path:
     Raises UserError if the run is not complete, or was asked other prompts than the stage's
     results so far.
     """
-    manifest, results = runs.load(run), runs.results(run)
+    records = pairs.held_out(cfg, cfg.prompts)
+    table, asked = measured(run, records)
+    about = told(run) | {"prompts": _share_prompts(stage, asked)}
+    return write(stage, f"{cfg.kind}-{cfg.ratio}-{cfg.seed}", table.drop(columns="prompt"), about)
+
+
+def measured(run: Path, records: list) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What a run of chapter 04a scored, with the short prompt's facts found in its last pictures,
+    and ``describe`` of what it was asked. ``records`` are those that the prompts belong to."""
     scores = pd.read_parquet(run / "scores.parquet")
-    last = scores[scores.step == scores.step.max()]
-    records = _records(cfg)
-    asked = _share_prompts(stage, describe(last, records))
+    final = scores.step == scores.step.max()
     short = np.full(len(scores), np.nan)
-    short[scores.step == scores.step.max()] = np.concatenate(
-        [
-            _short_facts(np.load(run / f"pictures-{kind}.npy"), records)
-            for kind in last.kind.unique()
-        ]
-    )
-    table = scores.drop(columns="prompt").assign(**{SHORT_FACTS: short})
-    given = {k: v for k, v in manifest["parameters"].items() if k not in FREE}
-    about = {
+    if all(r.facts and r.short for r in records):
+        kinds = scores[final].kind.unique()
+        found = [_short_facts(np.load(run / f"pictures-{kind}.npy"), records) for kind in kinds]
+        short[final] = np.concatenate(found)
+    return scores.assign(**{SHORT_FACTS: short}), describe(scores[final], records)
+
+
+def told(run: Path) -> dict[str, Any]:
+    """How a finished run was made, as its result file tells it. UserError if it is not complete."""
+    manifest, results = runs.load(run), runs.results(run)
+    given = manifest["parameters"]
+    return {
         "method": METHOD_VERSION,
-        "arm": f"{cfg.kind}-{cfg.ratio}",
-        "seed": cfg.seed,
-        "parameters": given,
+        "arm": f"{given['kind']}-{given['ratio']}",
+        "seed": given["seed"],
+        "parameters": {k: v for k, v in given.items() if k not in FREE},
         "guidance": results["guidance"],
         "loss": results["loss"],
         "seconds": {"training": results["training_seconds"], "run": _seconds(manifest)},
-        "prompts": asked,
         "captions": _sha256(paths.ROOT / "data" / "captions" / "manifest.json"),
         "foundations": {
             name: _sha256(paths.foundation_dir() / name / "manifest.json")
             for name in ("vae", "t5", "clip", "upsampler")
         },
     } | {k: manifest[k] for k in ("commit", "dirty", "packages", "cpu", "threads", "finished")}
-    return write(stage, f"{cfg.kind}-{cfg.ratio}-{cfg.seed}", table, about)
 
 
 def write(stage: str, name: str, table: pd.DataFrame, about: dict[str, Any]) -> Path:
@@ -92,12 +98,6 @@ def _write(path: Path, table: pd.DataFrame, metadata: dict[bytes, bytes]) -> Non
     sink = pa.BufferOutputStream()
     pq.write_table(content.replace_schema_metadata(metadata), sink, compression="zstd")
     files.write_atomic(path, sink.getvalue().to_pybytes())
-
-
-def _records(cfg: Parameters) -> list:
-    from dalle3lib import pairs
-
-    return pairs.held_out(cfg, cfg.prompts)
 
 
 def _short_facts(pictures: np.ndarray, records: list) -> np.ndarray:
@@ -131,7 +131,8 @@ def describe(last: pd.DataFrame, records: list) -> pd.DataFrame:
     table["key"] = [r.key for r in records] * times
     table["facts"] = [sum(map(len, [one.scene, *one.objects])) for one in said]
     table["objects"] = [len(one.objects) for one in said]
-    return table.assign(named=[names_all(r) for r in records] * times)
+    named = [bool(r.short and r.facts) and names_all(r) for r in records]
+    return table.assign(named=named * times)
 
 
 def _share_prompts(stage: str, asked: pd.DataFrame) -> str:
@@ -222,6 +223,30 @@ def load(stage: str) -> Results:
     return results
 
 
+def committed() -> Results:
+    """The results of the main stage, or, as long as it has none, of the pilot. As ``load``."""
+    return load("main" if names("main") else "pilot")
+
+
+def from_runs(cfg: Parameters, names: Sequence[str]) -> Results:
+    """The results of finished runs of chapter 04a (each kind-ratio-seed) of a chapter's own build.
+
+    UserError for a run that is missing, and for runs that were not asked the same.
+    """
+    records, tables, about, asked = pairs.held_out(cfg, cfg.prompts), {}, {}, None
+    for name in names:
+        run = runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2))
+        table, own = measured(run, records)
+        asked = own if asked is None else asked
+        if own.prompt.tolist() != asked.prompt.tolist():
+            raise UserError(f"{run} was asked other prompts than {names[0]}: make both again.")
+        arm, seed = name.rsplit("-", 1)
+        last = table[table.step == table.step.max()].drop(columns="prompt")
+        tables.setdefault(arm, {})[int(seed)] = last.reset_index(drop=True)
+        about.setdefault(arm, {})[int(seed)] = told(run)
+    return Results("runs", tables, about, asked)
+
+
 def matrices(
     results: Results, arms: Sequence[str] | None = None, common: bool = False
 ) -> tuple[list[int], dict[tuple[str, str, str], np.ndarray]]:
@@ -250,46 +275,3 @@ def matrices(
                 values = group[measure].to_numpy(np.float64)
                 arrays[arm, kind, measure] = values.reshape(len(seeds), -1)
     return seeds, arrays
-
-
-# ---- does a run agree? ---------------------------------------------------------------------------
-
-
-def prediction_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Where one more value [n seeds] is expected with probability ``level``: (low, high).
-
-    Student's t, values taken as normal. UserError for fewer than two.
-    """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        raise UserError(f"An interval for one more seed needs two or more, not {len(values)}.")
-    half = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1)
-    half *= np.sqrt(1 + 1 / len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def agreement(
-    scores: pd.DataFrame, arm: str, results: Results, measures: Sequence[str] = ("score",)
-) -> pd.DataFrame:
-    """Whether a run of an arm lies where the study's seeds let one expect it.
-
-    ``scores`` is the table a run of chapter 04a leaves; its last step counts. Where it was asked
-    the first of the study's prompts only, those are compared. A row for each kind of prompt and
-    measure: run, mean (of the seeds), low, high (95 % prediction interval), agrees.
-    UserError if the prompts are others.
-    """
-    _, arrays = matrices(results, [arm])
-    last, rows = scores[scores.step == scores.step.max()], []
-    for kind, group in last.groupby("kind", sort=False):
-        asked = results.prompts.prompt[results.prompts.kind == kind].tolist()[: len(group)]
-        if group.prompt.tolist() != asked:
-            raise UserError(
-                f"The {kind} prompts of this run are not the study's: use preset study."
-            )
-        for measure in measures:
-            seeds = np.nanmean(arrays[arm, kind, measure][:, : len(group)], axis=1)
-            low, high = prediction_interval(seeds)
-            own = group[measure].astype("float32").mean()
-            rows.append((kind, measure, own, seeds.mean(), low, high, low <= own <= high))
-    columns = ["kind", "measure", "run", "mean", "low", "high", "agrees"]
-    return pd.DataFrame(rows, columns=columns)

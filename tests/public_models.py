@@ -13,7 +13,9 @@ import open_clip
 import torch
 from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from safetensors.torch import save_file
+from tiny_chat import write_chat_model
 from tiny_coca import public_model
+from tiny_vision import write_vision_model
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -25,6 +27,8 @@ from transformers import (
 )
 
 from dalle3lib import captioner, plan, pretrained, recaption, text
+from dalle3lib.automatic_evaluation import BOUND
+from dalle3lib.evals import compbench
 
 WORDS = ["a dog on the grass", "two people in a red car", "a plate of food on a table"] * 20
 
@@ -216,3 +220,13 @@ def write_folder(where: Path, photos: list[tuple[Path, str]]) -> Path:
     said = [{"id": i, "image_id": i, "caption": text} for i, (_, text) in enumerate(photos)]
     (where / "captions.json").write_text(json.dumps({"images": listed, "annotations": said}))
     return where
+
+
+def write_page_models(where: Path, benchmarks: Path) -> None:
+    """All that the pages on photographs ask: decoder, BLIP, chat and vision-language models."""
+    write_decoder(where / "decoder")
+    write_blip(where / "blip")
+    write_chat_model(where / "chat")
+    write_vision_model(where / "llava")
+    lists = {name: compbench.prompts(name, benchmarks / "t2i-compbench") for name in BOUND}
+    write_phrases(where / "phrases.json", lists)

@@ -27,11 +27,9 @@ from public_models import (
     write_decoder,
     write_folder,
     write_hub,
-    write_phrases,
+    write_page_models,
     write_vae,
 )
-from tiny_chat import write_chat_model
-from tiny_vision import write_vision_model
 
 from dalle3lib import (
     UserError,
@@ -73,8 +71,8 @@ def write_preset(where: Path, folder: Path) -> None:
         "02_captioning": {"captioned": 3, "traced": 2},
         "02a_fine_tune": lessons,
         "03_ssc_dsc": {"held_out": 4, "counted": 5},
-        "04a_train_arm": ARM,
-        "04_caption_kind": {"sampling_steps": 2},
+        "04a_train_arm": ARM | {"prompts_from": str(where / "coco2014")},
+        "04_caption_kind": {"sampling_steps": 2, "prompts_from": str(where / "coco2014")},
         "06a_photographs": {"prompts": 3, "sampling_steps": 2, "llm": str(where / "chat")},
         "07a_photographs": {"count": 3, "decoder": str(where / "decoder"), "lpips": "none"},
         "10a_photographs": {
@@ -97,12 +95,7 @@ def site(benchmarks, tmp_path_factory) -> Iterator[Path]:
     write_coco(where, photos[20:])
     write_hub(where / "huggingface" / "hub")
     write_coca(where / "coca")
-    write_decoder(where / "decoder")
-    write_blip(where / "blip")
-    write_chat_model(where / "chat")
-    write_vision_model(where / "llava")
-    sets = {name: compbench.prompts(name, benchmarks / "t2i-compbench") for name in BOUND}
-    write_phrases(where / "phrases.json", sets)
+    write_page_models(where, benchmarks)
     shutil.copytree(paths.ROOT / "notebooks", where / "notebooks")
     write_preset(where, folder)
     yield where
@@ -144,8 +137,8 @@ def test_a_folder_of_photographs_becomes_a_book(site):
     assert code == 0, said[-6000:]
     (root,) = (site / "runs").glob("own-my_photos-*")
     made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}
-    assert made == {*chapters.IMAGES, "02a_fine_tune", "04a_train_arm"}
-    for stem, reason in chapters.left_out(str(site)).items():
+    assert made == {*chapters.of("my photos", "runs"), "02a_fine_tune", "04a_train_arm"}
+    for stem, reason in chapters.left_out("my photos", "runs").items():
         assert f"{stem}: {reason}" in said
 
     captions = pd.read_parquet(site / "my photos-captions" / "data")

@@ -210,6 +210,16 @@ def test_a_folder_of_images_is_an_input(tmp_path):
     assert fingerprint.inputs_fingerprint(str(tmp_path)) != before
 
 
+def test_the_study_is_an_input_of_chapters_that_take_evidence_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    file = tmp_path / "data" / "study" / "main" / "dsc-95-100.parquet"
+    file.parent.mkdir(parents=True)
+    before = [fingerprint.inputs_fingerprint("world", values=v) for v in ({"evidence": "none"}, {})]
+    file.write_bytes(b"1")
+    after = [fingerprint.inputs_fingerprint("world", values=v) for v in ({"evidence": "none"}, {})]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
 def test_a_folder_that_a_parameter_names_is_an_input(tmp_path):
     named = {"captions_from": str(tmp_path), "steps": 3, "vae": "world"}
     before = fingerprint.inputs_fingerprint("world", values=named)

@@ -315,20 +315,6 @@ def test_missing_and_damaged_results(folder):
 # ---- does a run agree? ---------------------------------------------------------------------------
 
 
-def test_prediction_interval_by_hand():
-    """Mean 2, deviation 1, t(2) = 4.3027, sqrt(1 + 1/3)."""
-    assert study_results.prediction_interval([1, 2, 3]) == pytest.approx((-2.968, 6.968), abs=1e-3)
-    with pytest.raises(UserError, match="two or more"):
-        study_results.prediction_interval([1])
-
-
-def test_prediction_intervals_hold_one_more_seed_as_often_as_they_say():
-    drawn = np.random.default_rng(0).normal(3, 2, (2000, 11))
-    ends = [study_results.prediction_interval(row[:10]) for row in drawn]
-    inside = [low <= row[10] <= high for (low, high), row in zip(ends, drawn, strict=True)]
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
-
-
 def leave_run(name: str, shift: float, prompts: int = 3) -> None:
     """A finished run of the preset where a re-run by hand leaves it, its scores shifted."""
     job = study.job(name)
@@ -353,13 +339,6 @@ def test_a_run_made_again_agrees_or_not(folder, runs_root, capsys, shift, prompt
     said = capsys.readouterr().out
     assert ("DOES NOT agree" if shift == 0.5 else "dsc-95-101 agrees") in said
     assert "4 committed seeds of dsc-95" in said
-
-
-def test_a_run_that_was_asked_other_prompts_cannot_be_compared(folder):
-    fill(folder)
-    table = scores("dsc-95", 100).assign(prompt="another")
-    with pytest.raises(UserError, match="are not the study's"):
-        study_results.agreement(table, "dsc-95", study_results.load("main"))
 
 
 # ---- evidence ------------------------------------------------------------------------------------
@@ -428,6 +407,35 @@ def test_partial_results_give_partial_evidence(folder, capsys):
     }  # fmt: skip
     assert main(["study", "evidence"]) == 0
     assert "ssc-over-original-on-original-prompts" in capsys.readouterr().out
+
+
+def test_the_pilot_stands_in_where_the_main_stage_has_nothing_yet(folder):
+    fill(folder, ["original-0", "ssc-95", "dsc-80", "dsc-95"], range(10, 14), "pilot")
+    fill(folder, ["original-0", "ssc-95"], range(100, 103))
+    found = study_evidence.of_chapter("04_caption_kind")
+    assert found["ssc-over-original-on-original-prompts"]["seeds"] == 3
+    assert found["dsc-over-original-on-original-prompts"]["pilot"]
+    assert "upsampling-helps-on-short-prompts" not in found
+    table = study_evidence.table("04_caption_kind")
+    verdicts = table.verdict.to_dict()
+    assert set(verdicts) == set(found)
+    assert verdicts["ssc-over-original-on-original-prompts"] == "no verdict (3 seeds)"
+    assert verdicts["dsc-over-original-on-original-prompts"] == "pilot"
+
+
+def test_a_builds_own_runs_are_evidence_as_far_as_they_go(folder):
+    """Two kinds of prompt and no facts: the claims about others are left out, none is invented."""
+    fill(folder, ["original-0", "dsc-95"])
+    own = study_results.load("main")
+    for by_seed in own.tables.values():
+        for seed, table in by_seed.items():
+            of_figure_4 = table.kind.isin(["original", "descriptive"])
+            by_seed[seed] = table[of_figure_4].drop(columns=["colour-shape", SHORT_FACTS])
+    found = study_evidence.everything(own)
+    assert set(found) == {
+        "dsc-over-original-on-original-prompts", "dsc-over-original-on-descriptive-prompts",
+        "gain-holds-where-originals-state-a-fact",
+    }  # fmt: skip
 
 
 def test_the_weakest_arm_decides_whether_every_model_scores_higher(folder):

@@ -67,8 +67,10 @@ class Project:
             (root / "dalle3lib" / f"{name}.py").write_text("def f():\n    return 1\n")
         (root / "book").mkdir()
         for stem in (
-            *("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "06_upsampling"),
+            *("00_foundations", "01_world", "02_captioning", "03_ssc_dsc"),
             *(
+                "05_mixing_ratio",
+                "06_upsampling",
                 "07_consistency_decoder",
                 "08_recipe",
                 "10_automatic_evaluation",
@@ -149,7 +151,7 @@ def test_only_what_changed_runs_again(project):
     assert code == 0, said
     everything = ["00_foundations", "01_world", "02_captioning", "02a_fine_tune--dsc",
                   "02a_fine_tune--ssc", "03_ssc_dsc", "04_caption_kind", "04a_train_arm--dsc-95-0",
-                  "06_upsampling", "07_consistency_decoder", "08_recipe",
+                  "05_mixing_ratio", "06_upsampling", "07_consistency_decoder", "08_recipe",
                   "10_automatic_evaluation", "11_released_verdicts", "13_playground",
                   "99_ledger"]  # fmt: skip
     assert ran == everything
