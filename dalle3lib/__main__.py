@@ -339,6 +339,8 @@ def captions_command(options: argparse.Namespace) -> None:
         for notebook in ("04a_train_arm", "03_ssc_dsc")
     )
     made = training_captions.write(arm, chapter)
+    with guard(root):
+        (root / "captions").mkdir(parents=True, exist_ok=True)
     write_atomic(root / "captions" / "complete.json", to_json(made).encode())
 
 

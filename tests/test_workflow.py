@@ -27,6 +27,7 @@ from dalle3lib import files, paths
 def write(cfg, captioners):
     manifest = paths.folder(cfg.captions_from) / "manifest.json"
     if not manifest.is_file():
+        manifest.parent.mkdir()
         files.write_atomic(manifest, b"{}")
         print("captions are written", flush=True)
     return {cfg.captions_from: files.sha256(manifest)}
