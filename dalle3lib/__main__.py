@@ -256,11 +256,25 @@ def _look_at(options: argparse.Namespace, root: Path) -> None:
         write_atomic(root / "problems.txt", error.listing().encode())
         raise UserError(f"{error} {root / 'problems.txt'} lists all of them.") from None
     (root / "problems.txt").unlink(missing_ok=True)
+    _check_prompts(options)
     print("Chapters that these images cannot have:")
     cfg = config.from_preset("04_caption_kind", preset=options.preset, data=options.data)
     for stem, reason in chapters.left_out(options.data, cfg.get("evidence", "")).items():
         print(f"  {stem}: {reason}")
     print(flush=True)
+
+
+def _check_prompts(options: argparse.Namespace) -> None:
+    """UserError where a folder is too small to hold out the images that prompts are made of."""
+    from dalle3lib import images, pairs
+
+    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
+    split = cfg.get("prompts_from", "")
+    if split in pairs.HELD_OUT and len(images.open_source(options.data, split, 2)) < 2:
+        raise UserError(
+            f"Fewer than 2 of these images fall into the split {split}, of which prompts are made "
+            "and without which there is no interval: give more images, 40 or so."
+        )
 
 
 def _forget_old_captions(root: Path) -> None:
