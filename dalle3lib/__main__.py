@@ -246,7 +246,7 @@ def _look_at(options: argparse.Namespace, root: Path) -> None:
     """
     if options.data == "world":
         return
-    from dalle3lib import chapters, coco, images
+    from dalle3lib import coco, images, which_chapters
 
     try:
         images.open_source(options.data, "train", 1)
@@ -259,7 +259,7 @@ def _look_at(options: argparse.Namespace, root: Path) -> None:
     _check_prompts(options)
     print("Chapters that these images cannot have:")
     cfg = config.from_preset("04_caption_kind", preset=options.preset, data=options.data)
-    for stem, reason in chapters.left_out(options.data, cfg.get("evidence", "")).items():
+    for stem, reason in which_chapters.left_out(options.data, cfg.get("evidence", "")).items():
         print(f"  {stem}: {reason}")
     print(flush=True)
 

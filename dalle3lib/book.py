@@ -16,8 +16,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from dalle3lib import UserError, claims, pages
-from dalle3lib import chapters as chapters_of
+from dalle3lib import UserError, claims, pages, which_chapters
 from dalle3lib.files import guard
 from dalle3lib.paths import ROOT, notebooks_dir
 
@@ -159,7 +158,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
-    left_out = {k: why for k, why in chapters_of.left_out(data).items() if k not in published}
+    left_out = {k: why for k, why in which_chapters.left_out(data).items() if k not in published}
     _write(source / "status.md", pages.status(states, failures, published, left_out))
     ledger = pages.ledger_summary(claims.ledger(root), published)
     _write(source / "_generated" / "ledger.md", ledger)

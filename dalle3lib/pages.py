@@ -65,7 +65,7 @@ GROUPS = {
             *("paths", "config", "runs", "fingerprint", "files"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
             *("verdict_plots", "evidence_plots"),
-            *("playground", "chapters", "pages", "book"),
+            *("playground", "which_chapters", "pages", "book"),
         ),
     ),
     "other": ("The package and its commands", ()),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import write_folder
 
-from dalle3lib import chapters, claims, config, paths, runs
+from dalle3lib import claims, config, paths, runs, which_chapters
 from dalle3lib.evals import published_files as public
 
 STEMS = config.notebook_stems()
@@ -101,7 +101,7 @@ def test_the_whole_book_runs(smoke):
     assert str(page) in said and page.is_file()
     for stem in STEMS:
         made = list((where / "smoke" / stem).glob("*/manifest.json"))
-        expected = {"02a_fine_tune": 2, "04a_train_arm": 4}.get(stem, stem in chapters.WORLD)
+        expected = {"02a_fine_tune": 2, "04a_train_arm": 4}.get(stem, stem in which_chapters.WORLD)
         assert len(made) == expected
         if not expected:
             continue
@@ -206,7 +206,7 @@ def test_the_book_of_a_folder_of_photographs(benchmarks, tmp_path):
     assert code == 0, said
     (root,) = (path for path in tmp_path.iterdir() if path.name.startswith("smoke-coco-mini"))
     made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}
-    assert made == {*chapters.IMAGES, "04a_train_arm"}
+    assert made == {*which_chapters.IMAGES, "04a_train_arm"}
 
 
 @pytest.mark.parametrize("problem", ["image", "caption"])

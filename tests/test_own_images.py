@@ -33,7 +33,6 @@ from public_models import (
 
 from dalle3lib import (
     UserError,
-    chapters,
     claims,
     decoder_samples,
     images,
@@ -44,6 +43,7 @@ from dalle3lib import (
     training_captions,
     upsample,
     vae,
+    which_chapters,
 )
 from dalle3lib.__main__ import main
 from dalle3lib.automatic_evaluation import BOUND
@@ -137,8 +137,8 @@ def test_a_folder_of_photographs_becomes_a_book(site):
     assert code == 0, said[-6000:]
     (root,) = (site / "runs").glob("own-my_photos-*")
     made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}
-    assert made == {*chapters.of("my photos", "runs"), "02a_fine_tune", "04a_train_arm"}
-    for stem, reason in chapters.left_out("my photos", "runs").items():
+    assert made == {*which_chapters.of("my photos", "runs"), "02a_fine_tune", "04a_train_arm"}
+    for stem, reason in which_chapters.left_out("my photos", "runs").items():
         assert f"{stem}: {reason}" in said
 
     captions = pd.read_parquet(site / "my photos-captions" / "data")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import write_folder, write_tiny
 
-from dalle3lib import chapters, config, paths
+from dalle3lib import config, paths, which_chapters
 
 PRESET = "common:\n  data: world\n  arms: [dsc-95-0]\n"
 TEACHING = 'kind: str = "dsc"  # kind\nlong_captions: str = "world"  # folder\n'
@@ -195,9 +195,9 @@ def test_a_failed_chapter_stops_only_what_reads_it(project):
 def test_a_folder_of_images_gets_the_chapters_that_can_use_it(project, photos):
     code, ran, said = project.make(photos)
     assert code == 0, said
-    expected = sorted([*chapters.IMAGES, "04a_train_arm--dsc-95-0"])
+    expected = sorted([*which_chapters.IMAGES, "04a_train_arm--dsc-95-0"])
     assert ran == expected and "06_upsampling" not in ran
-    for stem, reason in chapters.left_out(photos).items():
+    for stem, reason in which_chapters.left_out(photos).items():
         assert f"{stem}: {reason}" in said
     assert sorted(os.listdir(project.root / "runs")) == [".cache", project.runs(photos).name]
     assert project.make(photos)[1] == []
@@ -263,7 +263,7 @@ def test_two_calls_at_once_do_not_mix(project, photos):
     said = [process.communicate()[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
     ran = re.findall(r"^(\S+): started$", "".join(said), re.M)
-    assert len(ran) == len(set(ran)) == len(chapters.IMAGES) + 1
+    assert len(ran) == len(set(ran)) == len(which_chapters.IMAGES) + 1
     assert sum("Another `make book` is working" in text for text in said) == 1
 
 
