@@ -40,6 +40,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 
 lint: $(READY)  ## check style, and that notebooks hold no outputs
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(STRIP) --verify notebooks/*.ipynb
 
 bench: $(READY)  ## measure the speed of rendering, captioning and training
@@ -48,7 +49,7 @@ bench: $(READY)  ## measure the speed of rendering, captioning and training
 soak: $(EXTRAS)  ## run the long repeated tests
 	$(BIN)/python -m pytest -q -m soak
 
-study: $(READY)  ## run what is missing of the many-seed study (STAGE=pilot or main, PROCESSES)
+study: $(READY)  ## run what is missing of the many-seed study (STAGE, PROCESSES)
 	@$(BIN)/python -m dalle3lib study --stage "$(STAGE)" --processes "$(PROCESSES)"
 
 clean:  ## delete all runs and built books (the environment stays)

@@ -14,8 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, config, fingerprint, paths, runs, study, upsample
+from dalle3lib import UserError, doctor, paths
 from dalle3lib.files import guard, sha256, to_json, write_atomic
+
+try:
+    from dalle3lib import config, fingerprint, rate, runs, study, upsample
+except ModuleNotFoundError:  # nothing can run without packages, so say what else is missing
+    sys.exit(doctor.command())
 
 # One thread a process: two jobs share two cores, and a sum has the same bits in every run.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -61,11 +66,15 @@ def _parser() -> argparse.ArgumentParser:
     command("captions", captions_command)
     command("cache", cache_command)
     command("book", book_command)
+    command("explorer", explorer_command)
     command("times", times_command)
     command("claims", claims_command).add_argument("--json", action="store_true")
     _recaption_options(command("recaption", recaption_command, preset=""))
     upsample.add_options(command("upsample", upsample.command, preset=""))
     study.add_options(command("study", study.command, preset=""))
+    command("doctor", doctor.command, preset="")
+    command("cards", cards_command, preset="")
+    rate.add_options(command("rate", rate.command, preset=""))
     freeze = command("freeze", freeze_command, preset="")
     freeze.add_argument("names", nargs="+", metavar="FAMILY", help="of data/claims.yaml, or an id")
     return parser
@@ -187,7 +196,7 @@ def _execute(notebook: str, given: dict[str, Any], out: Path, began: float) -> N
             progress_bar=False,
             cwd=paths.ROOT,
             start_timeout=300,  # seconds; two jobs may start while the machine is busy
-            extra_arguments=["--log-level=50"],
+            extra_arguments=["--log-level=50", "--ext=dalle3lib.figure_data"],
         )
     except papermill.PapermillExecutionError as error:
         said = f"{error.ename} in notebook {notebook}: {error.evalue}"
@@ -376,6 +385,16 @@ def book_command(options: argparse.Namespace) -> None:
     print(f"Open {book.build(root, options.preset, options.data)}")
 
 
+def explorer_command(options: argparse.Namespace) -> None:
+    """Draw the book's explorer: scenes, their captions, and what each arm makes of them."""
+    from dalle3lib import explorer
+
+    root = _root(options)
+    if options.data != "world":
+        raise UserError("The explorer shows the world's scenes: leave out --data.")
+    print(f"Made {explorer.make(root, options.preset)}")
+
+
 def times_command(options: argparse.Namespace) -> None:
     """Print the time, processor time and peak memory of every run."""
     from dalle3lib import pages
@@ -405,6 +424,14 @@ def freeze_command(options: argparse.Namespace) -> None:
 
     frozen = freezing.freeze(options.names)
     print(f"{len(frozen)} claims are frozen: {', '.join(frozen)}. Commit data/claims.yaml.")
+
+
+def cards_command(_options: argparse.Namespace) -> None:
+    """Write the models' cards and the data set's metadata anew, from the files in data/."""
+    from dalle3lib import croissant, model_cards
+
+    for path in (croissant.write(), model_cards.write()):
+        print(f"Wrote {path}")
 
 
 def recaption_command(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from dalle3lib import UserError, runs
-from dalle3lib.study_results import FREE, Results, matrices
+from dalle3lib.study_results import FREE, LATER, Results, matrices
 
 SCORED = ("preset", "prompts", "prompt_kinds")  # how much is asked may differ, training may not
 
@@ -56,7 +56,7 @@ def agreement(
 def differing(run: Path, arm: str, results: Results) -> list[str]:
     """The parameters in which a run was made otherwise than the study's runs of its arm."""
     given = runs.load(run)["parameters"]
-    study = next(iter(results.about[arm].values()))["parameters"]
+    study = LATER | next(iter(results.about[arm].values()))["parameters"]
     ignored = {*FREE, *SCORED}
     return sorted(k for k in given.keys() & study.keys() - ignored if given[k] != study[k])
 

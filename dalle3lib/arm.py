@@ -70,6 +70,17 @@ def snapshot_steps(steps: int, count: int) -> list[int]:
     return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
 
 
+def training_seed(cfg: Parameters) -> int:
+    """The seed of all that training draws: order, noise, times, which captions are shown.
+
+    It is the arm's own seed, so that arms are paired. A ``data_order`` other than 0 makes another
+    one of it: the same arm trained once more, an A/A control. Initial weights, prompts and starting
+    noise keep the arm's seed.
+    """
+    order = cfg.get("data_order", 0)
+    return int(rng(cfg.seed, "data order", order).integers(2**62)) if order else cfg.seed
+
+
 def train_arm(
     cfg: Parameters, cache: Cache, directory: Path
 ) -> tuple[UNet2DConditionModel, dict[str, list[float]]]:
@@ -101,7 +112,7 @@ def train_arm(
         cache.latents,
         original,
         cache.states[cfg.kind],
-        seed=cfg.seed,
+        seed=training_seed(cfg),
         batch=cfg.batch,
         ratio=cfg.ratio,
         dropout=cfg.dropout,

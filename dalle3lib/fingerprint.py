@@ -127,6 +127,7 @@ def page_fingerprint() -> str:
     texts = [p for p in book.rglob("*") if p.is_file() and not p.as_posix().startswith(built)]
     texts += paths.notebooks_dir().glob("*.ipynb")
     texts += [p for p in (paths.ROOT / "data").glob("*") if p.is_file()]
+    texts += paths.ROOT.glob("CITATION.cff")  # whose address makes launch links
     return digest(
         [
             [ast.dump(ast.parse(path.read_bytes())) for path in modules],

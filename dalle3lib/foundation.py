@@ -47,6 +47,7 @@ STAGES = ("vae-recipe",) + tuple(
     f"unet-recipe-{name}" for name in ("first", "progressive", "scratch", "squares")
 )
 DECODERS = ("decoder-teacher", "decoder")  # shipped too, trained by notebook 07
+NAMES = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *DECODERS, *STAGES)  # all that is shipped
 HALVES = (  # side by side
     ("vae", "judge"),
     ("t5", "coca-base", "coca-dsc", "coca-ssc", "clip", "upsampler"),
@@ -373,5 +374,4 @@ def train_all(directory: Path) -> dict[str, dict]:
 
 def manifests() -> dict[str, dict]:
     """The manifests of the shipped foundations by name, every file checked."""
-    names = (*RECIPES, *(f"unet-{arm}" for arm in ARMS), *DECODERS, *STAGES)
-    return {name: quality.manifest(name) for name in names}
+    return {name: quality.manifest(name) for name in NAMES}

@@ -25,8 +25,8 @@ from dalle3lib import UserError, files, pairs, paths, pretrained, recaption, tex
 from dalle3lib.config import Parameters
 from dalle3lib.fingerprint import inputs_fingerprint, module_closure
 from dalle3lib.images import Record, open_source, stack, to_tensor
-from dalle3lib.pairs import WRITTEN
-from dalle3lib.recaption import KINDS, synthetic_captions
+from dalle3lib.pairs import TRUTH, WRITTEN
+from dalle3lib.recaption import KINDS
 from dalle3lib.stored import StoredLatents, StoredStates
 
 SHARD = 2000  # records
@@ -73,8 +73,7 @@ def cache_path(cfg: Parameters) -> Path:
 
 def _holds_out(cfg: Parameters) -> bool:
     """Whether images with captions from elsewhere are held out of the data for prompts."""
-    written = cfg.get("captions_from", WRITTEN) == WRITTEN
-    return not written and cfg.get("prompts_from", "") in pairs.HELD_OUT
+    return not is_source(cfg) and cfg.get("prompts_from", "") in pairs.HELD_OUT
 
 
 def _identity(name: str) -> list:
@@ -90,11 +89,11 @@ def encode_records(
     autoencoder,
     encoder,
     tokenizer,
-    captions: dict[str, list[str]] | None = None,
+    captions: dict[str, list[str]],
 ) -> dict[str, Tensor]:
     """Latents and caption states of a few records as flat tensors, ready for a shard.
 
-    ``captions`` are the synthetic ones by kind; None: the committed ones, or fresh ones.
+    ``captions`` are the synthetic ones by kind.
     """
     pictures = to_tensor(stack(records))
     at_once = vae.at_once(128, pictures.shape[-1] // 8)
@@ -105,8 +104,6 @@ def encode_records(
     tensors = {
         "latents": (torch.cat(means) * autoencoder.config.scaling_factor).half().contiguous()
     }
-    if captions is None:
-        captions = {kind: synthetic_captions(records, kind) for kind in KINDS}
     # the states of bfloat16 encoders can exceed the range of fp16
     stored = torch.bfloat16 if encoder.dtype == torch.bfloat16 else torch.float16
     for kind, texts in {"original": [r.alt for r in records], **captions}.items():
@@ -131,11 +128,17 @@ def build(cfg: Parameters) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (path / "manifest.json").is_file():
             models = _models(cfg)
-            if cfg.get("captions_from", WRITTEN) == WRITTEN:
+            if is_source(cfg):
                 _build_shards(cfg, path, models)
             else:
                 _build_from_pairs(cfg, path, models)
     return path
+
+
+def is_source(cfg: Parameters) -> bool:
+    """Whether records are read as the data has them, and not archive by archive with the captions
+    that ``recaption`` wrote: then images without captions are left out, and listed."""
+    return cfg.data == "world" or cfg.get("captions_from", WRITTEN) in (WRITTEN, TRUTH)
 
 
 def _models(cfg: Parameters) -> tuple:
@@ -150,7 +153,8 @@ def _models(cfg: Parameters) -> tuple:
 
 def _build_shards(cfg: Parameters, path: Path, models: tuple) -> None:
     source = open_source(cfg.data, "train", cfg.scenes, cfg.get("size", 64), cfg.noise)
-    if (device := pretrained.device(cfg)) != "cpu":
+    where = cfg.get("captions_from", WRITTEN)
+    if where == WRITTEN and (device := pretrained.device(cfg)) != "cpu":
         for kind in KINDS:  # fresh captions are written there too
             recaption.load_captioner(kind)[0].to(device)
     starts = range(0, len(source), SHARD)
@@ -158,7 +162,7 @@ def _build_shards(cfg: Parameters, path: Path, models: tuple) -> None:
         shard = path / f"shard-{number:05d}.safetensors"
         if not shard.is_file():
             records = source[start : start + SHARD]
-            tensors = encode_records(records, *models)
+            tensors = encode_records(records, *models, pairs.of_records(records, where))
             files.write_atomic(shard, save(tensors))
     shards = sorted(path.glob("shard-*.safetensors"))
     manifest = {"records": len(source), "files": files.listing(path, shards)}
@@ -197,10 +201,10 @@ def load(path: Path) -> Cache:
 
 def first_records(cfg: Parameters, count: int) -> tuple[list[Record], dict[str, list[str]]]:
     """The first ``count`` training images, and their captions by kind ("original", "ssc", ...)."""
-    if cfg.get("captions_from", WRITTEN) == WRITTEN:
+    if is_source(cfg):
         source = open_source(cfg.data, "train", cfg.scenes, cfg.get("size", 64), cfg.noise)
         records = list(source[:count])
-        captions = {kind: synthetic_captions(records, kind) for kind in KINDS}
+        captions = pairs.of_records(records, cfg.get("captions_from", WRITTEN))
     else:
         captions = pairs.open_captions(cfg.captions_from)
         found = pairs.first(cfg.data, captions, count, cfg.size, pairs.for_training(cfg))

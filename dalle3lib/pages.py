@@ -1,19 +1,20 @@
-"""The pages that the book generates: the ledger's summary, the status of the runs, the API.
+"""The pages that the book generates: the status of the runs, the parameters, the API.
 
 Each function returns MyST Markdown as one string; ``book`` writes it into the staged source.
-Nothing here computes a result: the texts come from manifests, the ledger and the package itself.
+Nothing here computes a result: the texts come from manifests, presets and the package itself.
 """
 
 import pkgutil
 import platform
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dalle3lib
-from dalle3lib import UserError, claims, config, runs
+from dalle3lib import UserError, config, fingerprint, runs
 from dalle3lib.paths import presets_dir
 
 # One API page per step of the method. A module named in no group lands on the last page, so that
@@ -52,9 +53,13 @@ GROUPS = {
                 "automatic_evaluation",
                 "evaluation_table",
                 "photo_evaluation",
+                "limitations",
+                "limitation_evidence",
                 "upsample_scores",
             ),
-            *("human", "human_app", "elo", "stats", "power", "claims"),
+            *("human", "human_study", "human_samples", "vote_store", "vote_file"),
+            *("human_panel", "human_app", "ratings", "elo", "rater_quality", "simulated_raters"),
+            *("stats", "power", "claims"),
             *("study", "study_results", "study_evidence", "study_planning", "freezing"),
             *("mixing_ratio", "study_pictures", "agreement"),
         ),
@@ -64,8 +69,10 @@ GROUPS = {
         (
             *("paths", "config", "runs", "fingerprint", "files"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
-            *("verdict_plots", "evidence_plots"),
-            *("playground", "which_chapters", "pages", "book"),
+            *("verdict_plots", "evidence_plots", "human_plots"),
+            *("figure_data", "playground", "explorer", "explorer_page", "ledger_page"),
+            *("checklist", "which_chapters", "pages", "chapters", "book", "book_checks"),
+            *("launch", "croissant", "model_cards", "doctor"),
         ),
     ),
     "other": ("The package and its commands", ()),
@@ -142,7 +149,22 @@ def made_by(state: RunState, copies: int, tables: Sequence[str] = ()) -> str:
         parts.insert(1, f"the last of {copies} runs of this notebook")
     places = (f"{{download}}`{name} <tables/{state.notebook}/{name}>`" for name in tables)
     links = [", ".join(places)] if tables else []
-    return ":::{div} made-by\n" + " · ".join([*parts, *links]) + "\n:::\n"
+    return ":::{div} made-by\n" + " · ".join([*parts, *links]) + f"\n\n`{command(state)}`\n:::\n"
+
+
+def command(state: RunState) -> str:
+    """Return the command that makes a run again: its notebook, preset, and what names the run."""
+    given = state.manifest["parameters"]
+    names = ["preset", "data"] if given.get("data", "world") != "world" else ["preset"]
+    names += fingerprint.identity_names(state.notebook)
+    words = [f"-p {name} {shlex.quote(str(given[name]))}" for name in names]
+    return " ".join(["python -m dalle3lib run", state.notebook, *words])
+
+
+def figure_source(state: RunState, tables: Sequence[str]) -> str:
+    """Return the line below a figure: its numbers to download, and the command that makes it."""
+    names = [f"{{download}}`data (CSV) <tables/{state.notebook}/{name}>`" for name in tables]
+    return ":::{div} figure-source\n" + " · ".join([*names, f"`{command(state)}`"]) + "\n:::\n"
 
 
 def provenance(preset: str, data: str, states: list[RunState]) -> str:
@@ -256,13 +278,13 @@ def _machine(manifests: list[dict[str, Any]]) -> str:
 def presets() -> str:
     """Return the table of presets: the first line of each file says its purpose and cost."""
     rows = []
-    for name in _preset_names():
+    for name in preset_names():
         text = (presets_dir() / f"{name}.yaml").read_text(encoding="utf-8")
         rows.append([f"`{name}`", plain(text.partition("\n")[0].removeprefix("#"))])
     return table(["Preset", "What it is for, and what it costs"], rows, "presets wide")
 
 
-def _preset_names() -> list[str]:
+def preset_names() -> list[str]:
     """Return the names of all presets, the cheapest first."""
     names = sorted(path.stem for path in presets_dir().glob("*.yaml"))
     known = [name for name in PRESETS if name in names]
@@ -277,7 +299,7 @@ def _shown(value: Any) -> str:
 
 def parameters() -> str:
     """Return the page of all parameters: for each notebook name, type, meaning, preset values."""
-    names = _preset_names()
+    names = preset_names()
     text = (
         "# Parameters\n\nA value given in the notebook or on the command line beats the preset's. "
         "A dash means that the preset leaves the notebook's own value.\n"
@@ -292,38 +314,6 @@ def parameters() -> str:
         header = ["Parameter", "Type", "Meaning", *(f"`{preset}`" for preset in names)]
         text += f"\n## {stem}\n\n" + table(header, rows, "parameters wide")
     return text
-
-
-def ledger_summary(rows: list[dict[str, Any]], published: set[str]) -> str:
-    """Return the front page's ledger: how many claims by verdict, then those this book tested."""
-    counts = claims.tally(rows)
-    by_verdict = ", ".join(f"{n} {verdict_mark(name)}" for name, n in counts.items())
-    ledger = "[ledger](chapters/99_ledger)" if "99_ledger" in published else "ledger"
-    text = f"The {ledger} holds {len(rows)} claims: {by_verdict}.\n\n"
-    if "no verdict" in counts:
-        text += (
-            "*No verdict* means that there are fewer training seeds than the claim asks for: the "
-            "number is shown, and nothing is concluded from it.\n\n"
-        )
-    tested = [row for row in rows if row["run"]]
-    if not tested:
-        return text + "No run of this build has measured one of them yet.\n"
-    header = ["Claim", "Paper", "Here [95 % interval]", "Seeds", "Verdict", "Chapter"]
-    return text + table(header, [_ledger_row(row, published) for row in tested], "ledger wide")
-
-
-def _ledger_row(row: dict[str, Any], published: set[str]) -> list[str]:
-    """Return one claim as a row of the front page's table."""
-    texts = {name: plain(value) for name, value in claims.cells(row).items()}
-    here = f"{texts['ours']} {texts['95 % interval']}"
-    link = page_link(row["chapter"], published, row["chapter"].split("_")[0])
-    shown = [texts["in words"], texts["paper"], here, texts["seeds"]]
-    return [*shown, verdict_mark(row["verdict"]), link]
-
-
-def verdict_mark(verdict: str) -> str:
-    """Return a verdict as a styled word: its class is the verdict without its bracket."""
-    return f"[{verdict}]{{.verdict .{claims.word(verdict).replace(' ', '-')}}}"
 
 
 def modules() -> list[str]:

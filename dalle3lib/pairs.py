@@ -27,10 +27,13 @@ from dalle3lib.images import (
     split_keys,
     split_of,
 )
+from dalle3lib.recaption import synthetic_captions
 from dalle3lib.shards import KINDS
 from dalle3lib.tars import Item
 
 WRITTEN = "written"  # the captions are the committed ones, or written now by the shipped captioners
+TRUTH = "truth"  # they are what the data itself says, short and descriptive: no captioner errs
+HUMAN = {"ssc": "short", "dsc": "descriptive"}  # where a record says it
 HELD_OUT = ("dev", "test")  # splits of which prompts are made; the study takes test
 AT_ONCE = 256  # images that are decoded side by side
 
@@ -72,6 +75,32 @@ def open_captions(directory: str, kinds: Sequence[str] = KINDS) -> Captions:
     if problem := files.damage(path, manifest["files"]):
         raise UserError(f"The captions cannot be used: {problem}; go on with `{make}`.")
     return Captions(path, manifest)
+
+
+def of_records(records: Sequence[Record], where: str) -> dict[str, list[str]]:
+    """The synthetic captions of records by kind ("ssc", "dsc"), one each.
+
+    ``where`` is ``WRITTEN``, ``TRUTH``, or a folder that ``recaption`` made of the same images.
+    UserError for a record that has none there, or is another image than the captioned one.
+    """
+    if where == WRITTEN:
+        return {kind: synthetic_captions(records, kind) for kind in KINDS}
+    if where == TRUTH:
+        told = {kind: [getattr(r, HUMAN[kind]) for r in records] for kind in KINDS}
+    else:
+        rows = open_captions(where).all()
+        found = [rows.get(r.key, dict.fromkeys((*KINDS, "sha256"))) for r in records]
+        for record, row in zip(records, found, strict=True):
+            if row["sha256"] not in (None, image_sha256(Item(record.key, record.image))):
+                raise UserError(f"{record.key} is not the image that was captioned in {where}.")
+        told = {kind: [row[kind] for row in found] for kind in KINDS}
+    for kind, texts in told.items():
+        if lacking := [r.key for r, t in zip(records, texts, strict=True) if not (t or "").strip()]:
+            raise UserError(
+                f"{len(lacking)} of {len(records)} images ({lacking[0]}, …) have no {kind} caption "
+                f"in {where}: set captions_from to {WRITTEN!r}, or caption all of them."
+            )
+    return told
 
 
 def list_parts(data: str, captions: Captions) -> list[sources.Shard]:

@@ -176,7 +176,7 @@ def work(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
             pictures * one,
         ),
     ]
-    if cfg.captions_from != pairs.WRITTEN:
+    if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH):
         lengths = [LENGTH["ssc"], LONGEST]
         both = sum(map(coca_flops, lengths))
         stages.insert(
@@ -224,7 +224,7 @@ def folders(cfg: Parameters) -> list[str]:
     named |= teachers(cfg)
     there = {name: paths.folder(where) for name, where in named.items()}
     lines = [f"{name}: there is no folder {p}" for name, p in there.items() if not p.is_dir()]
-    if cfg.captions_from != pairs.WRITTEN and cfg.data == "world":
+    if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH) and cfg.data == "world":
         lines.append("data: give the folder of tars with --data (make book … DATA=folder)")
     return lines
 
@@ -266,7 +266,7 @@ def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None
     lines.append(
         f"  together {total:,.1f} GPU-hours at {share:.0%} of {peak:,.0f} TFLOP/s (assumed)"
     )
-    if cfg.captions_from != pairs.WRITTEN:
+    if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH):
         coca = next(model for model in pretrained.MODELS if model.role == "coca")
         images = "cc3m" if cfg.data == "world" else cfg.data
         named = {"coca": coca, "longest": LONGEST, "preset": cfg.preset, "images": images}

@@ -133,7 +133,12 @@ def invented(prompt: str, text: str) -> Counter:
     text: the number of "objects", and, unless the prompt states them, the "background" or ``NONE``
     and a "printed word" ("some" or ``NONE``).
     """
-    said, facts = parse(prompt), facts_of(text)
+    return added(prompt, facts_of(text))
+
+
+def added(prompt: str, facts: dict) -> Counter:
+    """``invented`` of a text or a picture whose facts are known."""
+    said = parse(prompt)
     partners = {id(thing): one for one, thing in pairs(said.objects, facts["objects"])}
     found = Counter({("objects", str(len(facts["objects"]))): 1})
     if not any(s.attribute == "background" for s in said.scene):

@@ -1,4 +1,4 @@
-"""The study: which runs it has, and how they are made, one after the other, until all are there.
+"""The study: how its runs (``study_stages``) are made, one after the other, until all are there.
 
 A run is chapter 04a with preset ``study``, as anybody can start it by hand; what it leaves is one
 small file (``study_results``). A run whose file is there is never repeated.
@@ -6,87 +6,28 @@ small file (``study_results``). A run whose file is there is never repeated.
 
 import argparse
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, config, paths, runners, runs
-from dalle3lib.config import Parameters
-
-NOTEBOOK, PRESET = "04a_train_arm", "study"
-FIGURE_5 = ("dsc-50", "dsc-65", "dsc-80", "dsc-90", "dsc-95", "dsc-100")
-STAGES = {
-    "pilot": (("original-0", "ssc-95", "dsc-80", "dsc-95"), range(10, 14)),
-    "main": (("original-0", "ssc-95", *FIGURE_5), range(100, 110)),
-}
-CURVE_SEED, CURVE_POINTS = 100, 5  # whose scores are also taken during training
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a stage: an arm (kind-ratio) and a seed."""
-
-    stage: str
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The run as its result file is called: kind-ratio-seed."""
-        return f"{self.arm}-{self.seed}"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The parameters that name the run."""
-        kind, ratio = self.arm.rsplit("-", 1)
-        return {"kind": kind, "ratio": int(ratio), "seed": self.seed}
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The parameters that differ from the preset's."""
-        curve = {"evaluations": CURVE_POINTS} if self.seed == CURVE_SEED else {}
-        return self.identity | curve
-
-
-def jobs(stage: str) -> list[Job]:
-    """The runs of a stage, seed by seed, so that what is finished early is paired."""
-    if stage not in STAGES:
-        raise UserError(f"There is no stage {stage!r}{config.nearest(stage, STAGES)}")
-    arms, seeds = STAGES[stage]
-    return [Job(stage, arm, seed) for seed in seeds for arm in arms]
-
-
-def job(name: str) -> Job:
-    """The run called kind-ratio-seed; UserError naming the nearest if no stage has it."""
-    known = {one.name: one for stage in STAGES for one in jobs(stage)}
-    if name not in known:
-        raise UserError(f"The study has no run {name!r}{config.nearest(name, known)}")
-    return known[name]
-
-
-def parameters(one: Job, **given: Any) -> Parameters:
-    """The resolved parameters of a run; ``given`` are further explicit ones."""
-    return config.from_preset(NOTEBOOK, preset=PRESET, **one.identity, **given)
-
-
-def run_directory(cfg: Parameters) -> Path:
-    """Where chapter 04a leaves a run with these parameters."""
-    return cfg.root / NOTEBOOK / runs.run_id(cfg, "kind", "ratio", "seed")
-
-
-def words(given: dict[str, Any]) -> list[str]:
-    """The command line that makes a run, after ``python``."""
-    options = [str(w) for name, value in given.items() for w in ("-p", name, value)]
-    return ["-m", "dalle3lib", "run", NOTEBOOK, "-p", "preset", PRESET, *options]
-
+from dalle3lib import UserError, paths, runners, runs
+from dalle3lib.study_stages import CURVE_SEED as CURVE_SEED  # for chapters
+from dalle3lib.study_stages import (
+    STAGES,
+    Job,
+    again,
+    job,
+    jobs,
+    parameters,
+    run_directory,
+    words,
+    worth,
+)
 
 # ---- making the runs -----------------------------------------------------------------------------
 
@@ -108,13 +49,13 @@ def execute(one: Job) -> Outcome:
     """
     began, problem = time.time(), ""
     try:
-        cfg = parameters(one, **{k: v for k, v in one.given.items() if k not in one.identity})
+        cfg = parameters(one, **{k: v for k, v in one.given.items() if k not in one.settings})
         train(one)
         from dalle3lib import study_pictures, study_results
 
         run = run_directory(cfg)
         study_results.collect(cfg, run, one.stage)
-        if one.seed == CURVE_SEED:
+        if one.curve:
             study_pictures.keep(run, one.stage, one.name)
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
     except Exception as error:
@@ -146,8 +87,9 @@ def run(stage: str, processes: int) -> list[Outcome]:
     todo = [one for one in jobs(stage) if one.name not in done]
     outcomes = []
     if todo:
-        from dalle3lib import latents
+        from dalle3lib import latents, study_captions
 
+        study_captions.require(stage)
         latents.build(parameters(todo[0]))  # once, before several processes ask for it
     with tqdm(total=len(todo) + len(done), initial=len(done), unit="run", desc=stage) as bar:
         for outcome in runners.run_local(execute, todo, min(processes, max(1, len(todo)))):
@@ -175,35 +117,33 @@ def finished(stage: str) -> dict[str, float]:
 def plan(stage: str, processes: int) -> str:
     """What a stage consists of, what is done, how long the rest takes, how to make one run."""
     done, all_jobs = finished(stage), jobs(stage)
-    arms, seeds = STAGES[stage]
+    arms, seeds, _, varies = STAGES[stage]
     lines = [
         f"Stage {stage}: {len(all_jobs)} runs, {len(done)} finished. Arms {', '.join(arms)}; "
         f"seeds {seeds[0]} to {seeds[-1]}."
     ]
+    if varies:
+        lines.append(f"It differs from the main stage in this: {varies}. {worth(stage)}.")
     for arm in arms:
         own = {seed: done.get(f"{arm}-{seed}") for seed in seeds}
         minutes = " ".join(f"{s / 60:6.1f}" if s else "     ·" for s in own.values())
         lines.append(f"  {arm:<12}{minutes}   minutes by seed")
     known = list(done.values()) or [s for other in STAGES for s in finished(other).values()]
+    others = "" if done else " of other stages"
     if known:
         each, left = statistics.median(known), len(all_jobs) - len(done)
         lines.append(
-            f"A run takes {each / 60:.1f} minutes (median of {len(known)}); the {left} left take "
-            f"about {hours(left * each / processes)} with {processes} at a time."
+            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); the {left} "
+            f"left take about {hours(left * each / processes)} with {processes} at a time."
         )
     else:
         lines.append("How long a run takes is known when the first has finished.")
     example = all_jobs[-1]
+    from dalle3lib import study_captions  # here, as it loads what trains captioners
+
+    lines += study_captions.told(stage)
     lines += ["Any single run, and whether it agrees with the committed ones:", *again(example)]
     return "\n".join(lines)
-
-
-def again(one: Job) -> list[str]:
-    """The two commands that make a run once more and compare it."""
-    return [
-        f"  python {shlex.join(words(one.identity))}",
-        f"  python -m dalle3lib study check {one.name}",
-    ]
 
 
 def hours(seconds: float) -> str:
@@ -212,7 +152,7 @@ def hours(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
-def check(name: str) -> bool:
+def check(name: str, stage: str | None = None) -> bool:
     """Print how a run made here compares with the committed seeds of its arm; whether it agrees.
 
     It agrees if for every kind of prompt its mean CLIP score lies in the 95 % prediction interval
@@ -222,7 +162,7 @@ def check(name: str) -> bool:
 
     from dalle3lib import agreement, study_results
 
-    one = job(name)
+    one = job(name, stage)
     results = study_results.load(one.stage)
     own = run_directory(parameters(one))
     if not (own / "manifest.json").is_file():
@@ -241,7 +181,7 @@ def report(stage: str) -> str:
     """The evidence of a stage as a table: claim, effect, interval, p value, seeds."""
     from dalle3lib.study_evidence import evidence
 
-    rows = []
+    rows = [f"{STAGES[stage].varies}: {worth(stage)}"] if STAGES[stage].varies else []
     for claim, e in evidence(stage).items():
         low, high = e["interval"]
         p = "–" if e["p"] is None else f"{e['p']:.4f}"
@@ -258,13 +198,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Make the runs of the study that are missing (the same command goes on after an "
         "interruption), print the plan alone, compare one run made here with the committed "
-        "results, or print what the results say of the claims, and of the power of the study."
+        "results, or print what the results say of the claims, and of the power of the study, or "
+        "compute the controls that take minutes."
     )
     parser.add_argument(
-        "action", nargs="?", default="run", choices=("run", "plan", "check", "evidence", "power")
+        "action",
+        nargs="?",
+        default="run",
+        choices=("run", "plan", "check", "evidence", "power", "controls"),
     )
     parser.add_argument("name", nargs="?", metavar="RUN", help="to check, such as dsc-95-100")
-    parser.add_argument("--stage", default="main", choices=tuple(STAGES))
+    parser.add_argument("--stage", choices=tuple(STAGES), help="main, if none is given")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, a thread each")
 
 
@@ -273,23 +217,29 @@ def command(options: argparse.Namespace) -> int:
     if options.action == "check":
         if not options.name:
             raise UserError("Which run? For example `python -m dalle3lib study check dsc-95-100`.")
-        return 0 if check(options.name) else 1
+        return 0 if check(options.name, options.stage) else 1
+    stage = options.stage or "main"
     if options.action == "evidence":
-        print(report(options.stage))
+        print(report(stage))
         return 0
     if options.action == "power":
         from dalle3lib import study_planning
 
-        print(study_planning.report(options.stage))
+        print(study_planning.report(stage))
+        return 0
+    if options.action == "controls":
+        from dalle3lib import study_controls
+
+        print(f"Written: {study_controls.measure()}")
         return 0
     if options.processes < 1:
         raise UserError(f"--processes must be at least 1, not {options.processes}.")
-    print(plan(options.stage, options.processes), flush=True)
+    print(plan(stage, options.processes), flush=True)
     if options.action == "plan":
         return 0
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ |= one_thread
-    failed = [o for o in run(options.stage, options.processes) if o.problem]
+    failed = [o for o in run(stage, options.processes) if o.problem]
     for outcome in failed:
         print(f"failed: {outcome.name}: {outcome.problem}", file=sys.stderr)
     if failed:

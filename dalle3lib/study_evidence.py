@@ -15,6 +15,7 @@ from dalle3lib.randomness import rng
 from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices, names
 
 PAIRS = "colour-shape"  # the primary reading: pairs that both kinds of caption can state
+PLACED = "colour-shape-place"  # such a pair at its place
 ORIGINAL, SSC, DSC = "original-0", "ssc-95", "dsc-95"  # the arms of Figure 4
 TREND = {0: ORIGINAL, 50: "dsc-50", 65: "dsc-65", 80: "dsc-80", 90: "dsc-90", 95: DSC}
 
@@ -97,6 +98,22 @@ def _gain(s: Scores, arm: str, kind: str) -> np.ndarray:
     return (s(arm, kind, SHORT_FACTS) - s(arm, "short", SHORT_FACTS))[:, comparable(s)]
 
 
+def below_pairs(measure: str) -> Evidence:
+    """Pairs minus another fact, in the same pictures of DSC 95 that state both."""
+    return Evidence((DSC,), lambda s: s(DSC, "descriptive", PAIRS) - s(DSC, "descriptive", measure))
+
+
+def misplaced(s: Scores) -> np.ndarray:
+    """Prompts of DSC 95 for two objects: pairs found minus the share of these at their place.
+
+    That share is one ratio for all prompts of a seed: a prompt without any pair has none of its
+    own. Each prompt brings its part of it, so that a seed's mean is the difference exactly.
+    """
+    two = (s.asked("descriptive").objects == 2).to_numpy()
+    pairs, placed = (s(DSC, "descriptive", measure)[:, two] for measure in (PAIRS, PLACED))
+    return pairs - 100 * placed / pairs.mean(axis=1, keepdims=True)
+
+
 SCENES = "scenes whose short and upsampled prompts name every object, and no more"
 ON_ORIGINAL, ON_DESCRIPTIVE = "on-original-prompts", "on-descriptive-prompts"
 CLAIMS = {
@@ -133,6 +150,9 @@ CLAIMS = {
         lambda s: _gain(s, DSC, "upsampled") - _gain(s, ORIGINAL, "upsampled"),
         SCENES,
     ),
+    "spatial-below-attributes": Evidence((DSC,), misplaced, "prompts for two objects"),
+    "printed-text-poor": below_pairs("word"),
+    "counting-below-attributes": below_pairs("count"),
 }
 
 

@@ -25,6 +25,7 @@ FOLDER = paths.ROOT / "data" / "study"
 PROMPTS = "prompts.parquet"
 SHORT_FACTS = "short facts"  # the share of the short prompt's facts that the reader finds
 FREE = ("kind", "ratio", "seed", "evaluations")  # parameters in which runs of a stage may differ
+LATER = {"data_order": 0}  # parameters younger than results, and what the older ones did
 ALIKE = ("method", "parameters", "captions", "foundations", "prompts")  # and what they must share
 KEY = b"dalle3lib"
 
@@ -70,16 +71,34 @@ def told(run: Path) -> dict[str, Any]:
         "method": METHOD_VERSION,
         "arm": f"{given['kind']}-{given['ratio']}",
         "seed": given["seed"],
-        "parameters": {k: v for k, v in given.items() if k not in FREE},
+        "parameters": compared(given),
         "guidance": results["guidance"],
         "loss": results["loss"],
         "seconds": {"training": results["training_seconds"], "run": _seconds(manifest)},
-        "captions": _sha256(paths.ROOT / "data" / "captions" / "manifest.json"),
+        "captions": _captions(given.get("captions_from", pairs.WRITTEN)),
         "foundations": {
             name: _sha256(paths.foundation_dir() / name / "manifest.json")
             for name in ("vae", "t5", "clip", "upsampler")
         },
     } | {k: manifest[k] for k in ("commit", "dirty", "packages", "cpu", "threads", "finished")}
+
+
+def compared(given: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a run that all runs of its stage must share, as result files tell them.
+
+    Those of ``LATER`` are left out where they change nothing, so that old files stay comparable.
+    """
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in FREE and not (name in LATER and value == LATER[name])
+    }
+
+
+def _captions(where: str) -> str | None:
+    """What tells the captions of one run from those of another: their manifest, or "truth"."""
+    own = paths.ROOT / "data" / "captions" if where == pairs.WRITTEN else paths.folder(where)
+    return where if where == pairs.TRUTH else _sha256(own / "manifest.json")
 
 
 def write(stage: str, name: str, table: pd.DataFrame, about: dict[str, Any]) -> Path:
@@ -197,7 +216,9 @@ def load(stage: str) -> Results:
     """
     found = {path: read(path) for path in names(stage)}
     if not found:
-        raise UserError(f"There are no results in {FOLDER / stage}: `make study` makes them.")
+        raise UserError(
+            f"There are no results in {FOLDER / stage}: `make study STAGE={stage}` makes them."
+        )
     first_path, (_, first) = next(iter(found.items()))
     for path, (_, about) in found.items():
         if about["method"] != METHOD_VERSION:

@@ -3,7 +3,7 @@
 The parameters ``base``, ``ssc`` and ``dsc`` of a notebook name a captioner each: "shipped", a
 directory made by ``captioner.save``, open_clip's "name:tag", or "fine-tuned": what notebook 02a
 made with the same preset and data. ``captions_from`` says where the captions of a whole data set
-lie ("written": committed in this repository, or written when they are needed).
+lie ("written": committed in this repository, or written when they are needed; "truth": people's).
 """
 
 from collections.abc import Sequence
@@ -47,6 +47,8 @@ def uses(cfg: Parameters) -> list[Path]:
 
 def of(cfg: Parameters, records: Sequence[Record]) -> dict[str, list[str | None]]:
     """The caption of each record that generators train on, by kind; None: not written yet."""
+    if cfg.captions_from == pairs.TRUTH:
+        return pairs.of_records(records, pairs.TRUTH)
     if cfg.captions_from == pairs.WRITTEN:
         names = [recaption.picture_id(record.image) for record in records]
         return {kind: list(map(known.get, names)) for kind, known in recaption.committed().items()}
@@ -78,7 +80,7 @@ def write(cfg: Parameters, captioners: Parameters) -> dict[str, str]:
 def wanted(cfg: Parameters) -> list[tuple[str, str, tuple[str, ...]]]:
     """The folders of captions that a preset names: (source, folder, kinds) of each."""
     found = []
-    if cfg.captions_from != pairs.WRITTEN:
+    if cfg.data != "world" and cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH):
         found.append((cfg.data, cfg.captions_from, KINDS))
     if cfg.prompt_captions != pairs.WRITTEN and cfg.prompts_from not in pairs.HELD_OUT:
         found.append((str(paths.folder(cfg.prompts_from)), cfg.prompt_captions, ("dsc",)))

@@ -8,7 +8,8 @@ same question of photographs, by measures that need no facts.
 WORLD = (
     *("00_foundations", "01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"),
     *("05_mixing_ratio", "06_upsampling", "07_consistency_decoder", "08_recipe"),
-    *("10_automatic_evaluation", "11_released_verdicts", "13_playground", "99_ledger"),
+    *("09_human_evaluation", "10_automatic_evaluation", "11_released_verdicts"),
+    *("12_limitations", "13_playground", "99_ledger"),
 )
 IMAGES = (
     *("01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"),
@@ -25,8 +26,11 @@ LEFT_OUT = {
     "07a_photographs compares the decoders by pixels",
     "08_recipe": "its second stage draws the same scenes anew at other sizes, and a photograph "
     "cannot be drawn again",
+    "09_human_evaluation": "its prompts and simulated raters are the world's; people can rate "
+    "pictures of any folder with `python -m dalle3lib rate`",
     "10_automatic_evaluation": "it tests the metrics on pictures whose truth is known; "
     "10a_photographs takes the paper's own benchmarks",
+    "12_limitations": "it counts places, numbers, printed words and invented detail, all facts",
 }
 FACTS = "it measures facts of pictures, and nobody has listed those of these images"
 

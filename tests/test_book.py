@@ -1,16 +1,20 @@
 """The book: a small one is built once from fake notebooks and the real sources, then read."""
 
 import base64
+import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat import v4
+from PIL import Image
 
-from dalle3lib import UserError, book, files, pages
+from dalle3lib import UserError, book, book_checks, chapters, explorer, files, pages
 
 PIXEL = base64.b64encode(
     bytes.fromhex(
@@ -21,7 +25,7 @@ PIXEL = base64.b64encode(
 PARAMETERS = 'preset: str = "smoke"  # preset file\ndata: str = None  # where images come from\n'
 BAR = "captions:  40%|####      | 4/10 [00:01<00:02,  3.0it/s]"
 CLAIM = {
-    "id": "fig4-left",
+    "id": "dsc-states-more-than-ssc",
     "source": "paper",
     "section": "3.3",
     "claim": "Synthetic captions help | even on *original* prompts",
@@ -34,7 +38,15 @@ CLAIM = {
     "chapter": "01_world",
     "run": "01_world/main",
 }
-UNTESTED = CLAIM | {"verdict": "not tested (needs people)", "run": None}
+UNTESTED = CLAIM | {
+    "id": "humans-prefer-dalle3-in-prompt-following",
+    "claim": "People prefer it.",
+    "paper": "Elo 1 against 2",
+    "ours": None,
+    "interval": None,
+    "verdict": "not tested (needs people)",
+    "run": None,
+}
 
 
 def code(source: str, *outputs, tags: tuple[str, ...] = ()) -> nbformat.NotebookNode:
@@ -58,7 +70,8 @@ def world_notebook(last: str = "") -> nbformat.NotebookNode:
 
     ``last`` is what its last cell prints.
     """
-    figure = v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
+    drawn = {"image/png": PIXEL, "text/plain": "<Figure>", "text/csv": "panel,x,y\n1,2,3\n"}
+    figure = v4.new_output("display_data", drawn)
     progress = v4.new_output("stream", name="stderr", text=f"\r{BAR}\nUserWarning: look here\n")
     maths = "Inline $x_t \\in \\mathbb{R}^n$ and\n\n$$\\frac{1}{2} \\sum_i x_i^2$$ (eq-sum)\n"
     return notebook(
@@ -83,6 +96,7 @@ def write_run(root: Path, stem: str, run: str, **manifest) -> None:
         "run": run,
         "notebook": stem,
         "preset": "smoke",
+        "parameters": {"preset": "smoke", "data": "world"},
         "commit": "0123456789abcdef",
         "dirty": True,
         "packages": {"torch": "9.8.7"},
@@ -98,6 +112,37 @@ def write_run(root: Path, stem: str, run: str, **manifest) -> None:
     path.mkdir(parents=True)
     (path / "run.json").write_text("{}")
     (path / "manifest.json").write_text(json.dumps(made | {"sha256": files.digest(made)}))
+
+
+def write_explorer(root: Path) -> None:
+    """The explorer's files of two scenes: gray pictures, and words that need escaping."""
+    out, texts = explorer.directory(root), ("original", "short", "upsampled", "descriptive")
+    out.mkdir(parents=True)
+    for scene in range(2):
+        gray = [np.full((64, 64, 3), 40 + 9 * i + scene, np.uint8) for i in range(21)]
+        explorer.strip(gray[0], np.stack(gray[1:])).save(out / f"scene-{scene:02d}.png")
+    (out / "explorer.csv").write_text("scene\n")
+    drawn = {"arm": "DSC", "clip_score": 1.5, "reading": "a <star> & 'moon'"}
+    content = {
+        "preset": "smoke",
+        "commit": "0123456789",
+        "dirty": False,
+        "steps": 20,
+        "seconds": 3.21,
+        "arms": ["original only", "SSC 95 %", "DSC 80 %", "DSC 95 %"],
+        "rows": explorer.ROWS,
+        "scenes": [
+            {
+                "file": f"scene-{scene:02d}.png",
+                "shows": f"scene {scene}",
+                "texts": {key: f"{key} of scene {scene}" for key in ("ssc", "dsc", *texts)},
+            }
+            for scene in range(2)
+        ],
+        "pictures": [drawn] * 40,
+        "files": files.listing(out, sorted(out.iterdir())),
+    }
+    (out / "explorer.json").write_text(files.to_json(content))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +169,7 @@ def built(tmp_path_factory):
     write_run(root, "04_caption_kind", "main")
     write_run(root, "04a_train_arm", "dsc-95-0", finished="2026-01-02T00:00:00+00:00")
     write_run(root, "04a_train_arm", "original-0")
+    write_explorer(root)
     (root / "02_captioning" / "main").mkdir(parents=True)
     (root / "02_captioning" / "main" / "run.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +213,7 @@ def test_no_page_and_no_style_sheet_loads_anything_from_elsewhere(built):
             self.values += [(tag, n, v) for n, v in attributes if tag != "a" and n != "xmlns"]
 
     html, _ = built
-    assert book.network_assets(html) == []
+    assert book_checks.network_assets(html, book_checks.read(html)) == []
     for page in html.rglob("*.html"):
         elements = Elements()
         elements.feed(page.read_text())
@@ -191,7 +237,8 @@ def test_no_page_and_no_style_sheet_loads_anything_from_elsewhere(built):
 )
 def test_an_asset_from_the_network_is_found(tmp_path, planted):
     (tmp_path / "index.html").write_text(f'<a href="https://fine.org">fine</a>{planted}')
-    assert [address.split("x.org")[1][:2] for address in book.network_assets(tmp_path)] == ["/a"]
+    found = book_checks.network_assets(tmp_path, book_checks.read(tmp_path))
+    assert [address.split("x.org")[1][:2] for address in found] == ["/a"]
 
 
 def test_formulas_are_mathml(built):
@@ -241,13 +288,44 @@ def test_the_status_page_lists_failures_first_then_every_run(built):
     assert "512 MiB" in page and "A processor" in page and "torch 9.8.7" in page
 
 
-def test_the_front_page_counts_verdicts_and_shows_what_was_tested(built):
+def test_the_front_page_shows_the_picture_the_headlines_and_the_counts(built):
     page = text(built[0], "index")
-    assert "2 claims: 1 no verdict , 1 not tested ." in page
+    assert (
+        "2 claims, 2 of the paper and 0 that this book adds: 1 no verdict , 1 not tested ." in page
+    )
     assert "Synthetic captions help | even on *original* prompts slightly better" in page
-    assert "+0.25 points [-0.125, +0.625] 1 no verdict (1 seed) 01" in page
-    assert "needs people" not in page
+    assert "+0.25 points [-0.125, +0.625] no verdict (1 seed) 01" in page
     assert "nothing is concluded" in page
+    assert "python -m dalle3lib explorer --preset smoke" in page
+    source = (built[0] / "index.html").read_text()
+    assert source.count("class='tile'") == 2 * 6  # two scenes, the true picture and five systems
+    assert "the reader sees a &lt;star&gt; &amp; &#x27;moon&#x27;; CLIP score 1.5." in source
+
+
+def test_the_ledger_has_every_claim_and_the_other_page_what_is_missing(built):
+    page = text(built[0], "ledger")
+    assert (
+        "slightly better (3.3) +0.25 points [-0.125, +0.625] 1 no verdict (1 seed) 01 main" in page
+    )
+    assert "Elo 1 against 2 (3.3) – – 1 not tested (needs people)" in page
+    page = text(built[0], "untested")
+    assert "Needs people People prefer it." in page
+    assert "no verdict (1 seed) Synthetic captions help" in page
+    (table,) = (built[0] / "_downloads").glob("*/ledger.csv")
+    assert table.read_text().splitlines()[0].startswith("claim,in words,section,paper,ours")
+
+
+def test_a_figure_offers_its_numbers_and_the_command_that_makes_it(built):
+    page = (built[0] / "chapters" / "01_world.html").read_text()
+    below = page.split("one pixel, enlarged.</span>")[1]
+    assert "python -m dalle3lib run 01_world -p preset smoke" in re.sub("<[^>]+>", "", below)
+    (address,) = re.findall(r'href="(\.\./_downloads/[^"]*figure-01\.csv)"', below)
+    assert (built[0] / "chapters" / address).read_text() == "panel,x,y\n1,2,3\n"
+
+
+def test_the_checklist_counts_the_parameters_of_the_shipped_weights(built):
+    page = text(built[0], "checklist")
+    assert re.search(r"unet-dsc-95 [\d,]{7,} 0 2,000", page) and "dsc-100 100 to 109" in page
 
 
 def test_every_module_has_its_place_in_the_api_reference(built):
@@ -280,7 +358,7 @@ def test_a_module_of_no_group_is_documented_all_the_same(monkeypatch):
 def test_a_finished_notebook_without_a_complete_run_is_not_published(tmp_path):
     (tmp_path / "notebooks").mkdir()
     nbformat.write(world_notebook(), tmp_path / "notebooks" / "01_world.ipynb")
-    assert book.find_chapters(tmp_path)[0].problems == [
+    assert chapters.find_chapters(tmp_path)[0].problems == [
         "01_world: its run is not complete; run it again."
     ]
 
@@ -288,9 +366,9 @@ def test_a_finished_notebook_without_a_complete_run_is_not_published(tmp_path):
 def test_papermill_says_that_a_notebook_failed_whatever_its_name(tmp_path):
     path = tmp_path / "01_world.ipynb"
     nbformat.write(failed_notebook(), path)
-    assert book.failure(path).endswith("cat is gone.")
+    assert chapters.failure(path).endswith("cat is gone.")
     path.write_text("{")
-    assert "cannot be read" in book.failure(path)
+    assert "cannot be read" in chapters.failure(path)
 
 
 def test_a_book_of_nothing_is_a_clear_error(tmp_path):
@@ -313,5 +391,121 @@ def test_prose_edited_after_the_run_is_the_prose_shown(tmp_path, monkeypatch):
     executed.cells[0].source = "# The world\n\nAn older wording."
     executed.cells[2].source = "1 + 2"  # code is shown as it ran
     nbformat.write(now, tmp_path / "01_world.ipynb")
-    shown = book.with_current_prose(executed, "01_world").cells
+    shown = chapters.with_current_prose(executed, "01_world").cells
     assert [cell.source for cell in (shown[0], shown[2])] == [now.cells[0].source, "1 + 2"]
+
+
+def test_what_is_wrong_with_a_book_is_said(tmp_path):
+    (tmp_path / "there.html").write_text('<p id="here">')
+    (tmp_path / "index.html").write_text(
+        '<a href="there.html#here">1</a><a href="there.html#gone">2</a><a href="away.html">3</a>'
+        '<a href="#nowhere">4</a><a href="https://x.org">5</a><img src="a.png"><img alt="b">'
+    )
+    said = book_checks.problems(tmp_path)
+    assert [line.split(": ")[1] for line in said] == [
+        *("there.html#gone.", "away.html.", "#nowhere.", "a.png.")
+    ]
+
+
+def test_a_large_book_is_a_problem(tmp_path, monkeypatch):
+    (tmp_path / "index.html").write_text("<p>" + "x" * 2_000_000)
+    assert book_checks.problems(tmp_path) == []
+    monkeypatch.setattr(book_checks, "MOST_BYTES", 1_000_000)
+    assert book_checks.problems(tmp_path) == ["It has 2 MB, and 1 is the most."]
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium; what needs it is left out where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as play:
+        options = {"executable_path": shutil.which("chromium"), "args": ["--no-sandbox"]}
+        try:
+            running = play.chromium.launch(**options)
+        except playwright.Error:
+            pytest.skip("needs Chromium: `playwright install chromium`, or a system's own")
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(built, browser):
+    """A function that opens a page of the book; no page may ask for anything but its own files."""
+    asked, said, pages = [], [], []
+
+    def no_network(route):
+        asked.append(route.request.url)
+        route.abort()
+
+    def opened(name: str, **options):
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.route(re.compile(r"^(?!file:|data:)"), no_network)
+        page.on("console", lambda m: m.type in ("error", "warning") and said.append(m.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(f"{built[0].as_uri()}/{name}")
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert (asked, said) == ([], [])
+
+
+def test_the_ledger_is_filtered_by_verdict_and_words(visit):
+    page = visit("ledger.html")
+    rows, said = page.locator(".ledger tbody tr:visible"), page.locator(".filter output")
+    assert rows.count() == 2 and said.inner_text() == "2 of 2 claims"
+    page.get_by_label("not tested (1)").uncheck()
+    assert rows.count() == 1 and "Synthetic captions help" in rows.inner_text()
+    page.get_by_label("not tested (1)").check()
+    page.get_by_role("searchbox", name="claims").fill("people PREFER")
+    assert said.inner_text() == "1 of 2 claims" and "People prefer it." in rows.inner_text()
+
+
+def test_without_scripts_everything_is_there(visit):
+    assert visit("ledger.html", java_script_enabled=False).locator(".ledger tbody tr").count() == 2
+    page = visit("explorer.html", java_script_enabled=False)
+    assert page.locator(".explorer .scene:visible").count() == 2
+    assert not page.locator(".explorer form").is_visible()
+
+
+def test_the_explorer_is_walked_with_the_keyboard(visit):
+    page = visit("explorer.html")
+    scenes = page.locator(".explorer .scene:visible")
+    assert scenes.count() == 1 and "original of scene 0" in scenes.inner_text()
+    page.get_by_role("radio", name="Scene 1:").focus()
+    page.keyboard.press("ArrowRight")
+    assert scenes.count() == 1 and "dsc\nscene 1" not in scenes.inner_text()
+    assert "original of scene 1" in scenes.inner_text() and page.url.endswith("#scene-2")
+    assert scenes.locator("img").count() == 1 + 20
+    page = visit("explorer.html#scene-2")
+    assert "upsampled of scene 1" in page.locator(".explorer .scene:visible").inner_text()
+
+
+def test_a_picture_of_a_strip_is_the_one_that_its_text_is_about(visit):
+    page = visit("explorer.html")
+    last = page.locator(".scene:visible img").last.screenshot()
+    middle = np.asarray(Image.open(io.BytesIO(last)).convert("RGB"))[60, 60]
+    assert middle.tolist() == [40 + 9 * 20] * 3
+
+
+@pytest.mark.parametrize("name", ["index", "ledger", "explorer", "chapters/01_world", "checklist"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_fits_its_screen_in_light_and_dark(visit, name, width):
+    page = visit(f"{name}.html", viewport={"width": width, "height": 800}, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", dark)[:3])) < 60
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert min(map(int, re.findall(r"\d+", light)[:3])) > 240
+
+
+def test_the_search_finds_a_word_from_disk(visit):
+    page = visit("search.html?q=glossary")
+    page.wait_for_selector("#search-results li")
+    assert "Glossary" in page.locator("#search-results").inner_text()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalle3lib import UserError, latents, paths, recaption, text, vae
+from dalle3lib import UserError, latents, pairs, paths, recaption, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.images import to_tensor
 from dalle3lib.world import World
@@ -184,7 +184,7 @@ def test_a_damaged_shard(cfg, flip, number):
 
 
 def test_an_empty_caption_stops_the_build(cfg, monkeypatch):
-    monkeypatch.setattr(latents, "synthetic_captions", lambda records, kind: [" "] * len(records))
+    monkeypatch.setattr(pairs, "synthetic_captions", lambda records, kind: [" "] * len(records))
     with pytest.raises(UserError, match="Caption number 0 is empty"):
         latents.build(cfg)
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import nbformat
 import papermill
@@ -135,3 +137,9 @@ def test_help_names_every_command(capsys):
     said = capsys.readouterr().out
     assert stopped.value.code == 0
     assert all(f"    {name} " in said for name in "run graph cache book times claims".split())
+
+
+def test_no_command_waits_for_the_libraries_of_another():
+    code = "import sys, dalle3lib.__main__; print({'torch', 'pandas', 'fastapi'} & {*sys.modules})"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"

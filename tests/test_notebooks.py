@@ -134,6 +134,7 @@ def test_one_seed_gives_no_verdict(smoke):
         "07_consistency_decoder",
         "08_recipe",
         "10_automatic_evaluation",
+        "12_limitations",
     }
     for row in rows.values():
         wanted = "no verdict (1 seed" if row["run"] else "not tested (needs"

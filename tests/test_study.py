@@ -38,7 +38,11 @@ from dalle3lib.world import World, probe
 torch.set_num_threads(1)
 KINDS = ("original", "short", "upsampled", "descriptive", "reworded")
 PROMPTS = pd.DataFrame(
-    [(k, f"{k} prompt {i}", f"test-{i:06d}", i, 1, i < 2) for k in KINDS for i in range(3)],
+    [
+        (k, f"{k} prompt {i}", f"test-{i:06d}", i, 1 + (k == "descriptive" and i < 2), i < 2)
+        for k in KINDS
+        for i in range(3)
+    ],
     columns=["kind", "prompt", "key", "facts", "objects", "named"],
 )
 ABOUT = {
@@ -67,7 +71,10 @@ def scores(name: str, seed: int) -> pd.DataFrame:
         score = 10 * k + number + 0.1 * prompts + 0.01 * (seed - 99) * number
         rows.append(pd.DataFrame({"kind": kind, "step": 2000, "score": score}))
     table = pd.concat(rows, ignore_index=True)
-    return table.assign(**{"colour-shape": table.score / 100, SHORT_FACTS: table.score / 200})
+    facts = {"colour-shape": table.score / 100, SHORT_FACTS: table.score / 200}
+    facts |= {"colour-shape-place": table.score / 400, "count": table.score / 50}
+    word = (table.score / 80).where(table.index % 3 > 0)  # prompt 0 asks for no word
+    return table.assign(**facts, word=word)
 
 
 def fill(folder, arms=tuple(ARMS), seeds=range(100, 104), stage="main", **changes) -> None:
@@ -101,7 +108,7 @@ def measured(directory) -> dict:
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     drawn = draw_latents(model, tiny_cache().states["dsc"][:2], seed=3, steps=4, guidance=2.0)
     cfg = config.from_preset("04a_train_arm", preset="study", seed=0)
-    given = {k: v for k, v in cfg.values.items() if k not in SETTLED}
+    given = {k: v for k, v in study_results.compared(cfg.values).items() if k not in SETTLED}
     asked = prompt_kinds.prompts(list(World("test", 20)), ["original", "short", "descriptive"])
     asked |= {"reworded": prompt_kinds.reworded(list(World("test", 20)))}
     return {
@@ -373,6 +380,13 @@ def test_evidence_by_hand(folder):
     assert e["upsampling-helps-on-short-prompts"] == pytest.approx(10 / 2, abs=1e-3)
     assert e["short-prompts-off-distribution"] == pytest.approx(20 / 2, abs=1e-3)
     assert e["upsampling-helps-dsc-more-than-original"] == pytest.approx(0, abs=1e-3)
+    # DSC 95 scores 30 + 6.15 with descriptive prompts, and 0.1 more with each further one
+    pairs = 30 + 6.15
+    assert e["counting-below-attributes"] == pytest.approx(
+        pairs + 0.1 - 2 * (pairs + 0.1), abs=1e-3
+    )
+    assert e["printed-text-poor"] == pytest.approx((1 - 100 / 80) * (pairs + 0.15), abs=1e-3)
+    assert e["spatial-below-attributes"] == pytest.approx(pairs + 0.05 - 25, abs=1e-3)
     numbers = np.array([0, 2, 3, 4, 5, 6]) * 1.025  # the arms of the trend, shares below
     slope = 10 * np.polyfit([0, 50, 65, 80, 90, 95], numbers, 1)[0]
     assert e["ratio-trend-on-original-prompts"] == pytest.approx(slope, abs=1e-4)

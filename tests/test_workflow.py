@@ -74,9 +74,11 @@ class Project:
                 "06_upsampling",
                 "07_consistency_decoder",
                 "08_recipe",
+                "09_human_evaluation",
                 "10_automatic_evaluation",
                 *("06a_photographs", "07a_photographs", "10a_photographs"),
                 "11_released_verdicts",
+                "12_limitations",
                 "13_playground",
             ),
         ):
@@ -153,8 +155,9 @@ def test_only_what_changed_runs_again(project):
     everything = ["00_foundations", "01_world", "02_captioning", "02a_fine_tune--dsc",
                   "02a_fine_tune--ssc", "03_ssc_dsc", "04_caption_kind", "04a_train_arm--dsc-95-0",
                   "05_mixing_ratio", "06_upsampling", "07_consistency_decoder", "08_recipe",
-                  "10_automatic_evaluation", "11_released_verdicts", "13_playground",
-                  "99_ledger"]  # fmt: skip
+                  "09_human_evaluation", "10_automatic_evaluation", "11_released_verdicts",
+                  "12_limitations",
+                  "13_playground", "99_ledger"]  # fmt: skip
     assert ran == everything
     index = project.root / "book" / "_build" / "smoke" / "html" / "index.html"
     assert said.splitlines()[-1] == f"Open {index}" and index.read_text() == "book of smoke"
