@@ -233,7 +233,7 @@ def graph_command(options: argparse.Namespace) -> int:
         except BlockingIOError:
             print(f"Another `make book` is working in {root}; waiting for it.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        _forget_old_captions(root)
+        _notice_new_captions(root)
         for failed in (root / "notebooks").glob("*.failed.ipynb"):
             failed.unlink()  # what failed before runs again now
         code = _snakemake(root, options)
@@ -286,13 +286,17 @@ def _check_prompts(options: argparse.Namespace) -> None:
         )
 
 
-def _forget_old_captions(root: Path) -> None:
-    """Let the graph see that a folder of captions was written anew since it was used."""
+def _notice_new_captions(root: Path) -> None:
+    """Write down anew which captions the graph reads, so that others than before are a change."""
     marker = root / "captions" / "complete.json"
     known = json.loads(marker.read_bytes()) if marker.is_file() else {}
-    manifests = {paths.folder(folder) / "manifest.json": is_ for folder, is_ in known.items()}
-    if any(not file.is_file() or sha256(file) != is_ for file, is_ in manifests.items()):
-        marker.unlink()
+    manifests = {folder: paths.folder(folder) / "manifest.json" for folder in known}
+    if not all(file.is_file() for file in manifests.values()):
+        marker.unlink()  # they are written again when something needs them
+        return
+    found = {folder: sha256(file) for folder, file in manifests.items()}
+    if found != known:
+        write_atomic(marker, to_json(found).encode())
 
 
 def _tell_agreement(chapter: Path) -> None:
