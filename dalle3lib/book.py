@@ -22,6 +22,7 @@ from dalle3lib import (
     explorer_page,
     launch,
     ledger_page,
+    model_cards,
     pages,
     which_chapters,
 )
@@ -31,10 +32,10 @@ from dalle3lib.paths import ROOT
 
 SOURCE = ROOT / "book"
 FIRST_RESULT = "99"  # the ledger opens the last part of the book
-PROSE = {  # the pages of `book/` by part; the generated ones stand between them
+PROSE = {  # the pages of `book/` by part, and the models' cards; generated ones stand between them
     "start": ("guide", "explorer", "numbers"),
     "results": ("ledger", "untested"),
-    "reference": ("checklist", "glossary"),
+    "reference": ("checklist", "models", "glossary"),
 }
 
 
@@ -74,6 +75,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     for name, text in pages.api_pages().items():
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
+    _write(source / "models.md", model_cards.page())
     left_out = {k: why for k, why in which_chapters.left_out(data).items() if k not in published}
     _write(source / "status.md", pages.status(states, failures, published, left_out))
     explorer_page.stage(root, source)
@@ -83,8 +85,8 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
         "headlines": ledger_page.summary(rows, published),
         "ledger": ledger_page.whole(rows, published),
         "untested": ledger_page.untested(rows, published),
-        "picture": explorer_page.front_picture(root, preset),
-        "explorer": explorer_page.page(root, preset),
+        "picture": explorer_page.front_picture(root, preset, data),
+        "explorer": explorer_page.page(root, preset, data),
         "foundations": checklist.foundations(),
         "recipes": checklist.recipes(),
         "studies": checklist.studies(),

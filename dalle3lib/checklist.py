@@ -3,23 +3,10 @@
 Each number is read from a manifest, a result file or the weights themselves when the book is built.
 """
 
-import math
-from pathlib import Path
-
-from safetensors import safe_open
-
 from dalle3lib import files, foundation, paths, study_results
+from dalle3lib.model_cards import parameters
 from dalle3lib.pages import duration, plain, table
 from dalle3lib.study_stages import STAGES
-
-
-def parameters(directory: Path) -> int:
-    """How many numbers the weights in a directory hold, from the headers of their files."""
-    total = 0
-    for path in directory.glob("*.safetensors"):
-        with safe_open(path, "numpy") as weights:
-            total += sum(math.prod(weights.get_slice(k).get_shape()) for k in weights.keys())
-    return total
 
 
 def foundations() -> str:

@@ -125,10 +125,10 @@ def packages(wanted: list[str] | None = None) -> Iterator[Finding]:
     if absent:
         said = f"not installed: {', '.join(absent)}"
         yield Finding("packages", "lacks", said, INSTALL)
-    if other:
+    elif other:
         cure = "`.venv/bin/pip install -r requirements.lock` brings the tested ones"
         yield Finding("packages", "note", ", ".join(other), cure)
-    if not absent and not other:
+    else:
         yield Finding("packages", "ok", f"all {len(names)} in the versions of requirements.lock")
 
 
@@ -322,9 +322,10 @@ def preset(name: str) -> Finding:
 
 def models(cfg) -> list:
     """The public models that a preset reads: those of its arms, and its chapters' decoder."""
-    from dalle3lib import config, pretrained
+    from dalle3lib import config, pairs, pretrained
 
     decoder = config.from_preset("07_consistency_decoder", preset=cfg.preset, data="world").decoder
     named = [m for m in pretrained.MODELS if (m.role, m.name) == ("decoder", decoder)]
-    coca = [m for m in pretrained.MODELS if m.role == "coca" and cfg.captions_from != "written"]
+    own = cfg.captions_from in (pairs.WRITTEN, pairs.TRUTH)
+    coca = [m for m in pretrained.MODELS if m.role == "coca" and not own]
     return [*pretrained.public(cfg), *named, *coca]

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from dalle3lib import explorer
-from dalle3lib.pages import commit, duration, plain
+from dalle3lib.pages import commit, duration
 
 # The front page's picture: name, row of ``explorer.ROWS`` and arm. All are drawn for a short text.
 STEPS = (
@@ -44,11 +44,11 @@ def command(preset: str) -> str:
     return f"python -m dalle3lib explorer --preset {shlex.quote(preset)}"
 
 
-def front_picture(root: Path, preset: str) -> str:
+def front_picture(root: Path, preset: str, data: str = "world") -> str:
     """The first scenes, and what they become from arm to arm: a figure with caption and sources."""
     found = explorer.read(root)
     if not found:
-        return _missing(preset)
+        return _missing(preset, data)
     scenes = range(min(FRONT_SCENES, len(found["scenes"])))
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name, _, _ in STEPS)
     rows = ""
@@ -72,11 +72,11 @@ def front_picture(root: Path, preset: str) -> str:
     )
 
 
-def page(root: Path, preset: str) -> str:
+def page(root: Path, preset: str, data: str = "world") -> str:
     """The explorer: a picker, and for every scene its captions and all pictures of the arms."""
     found = explorer.read(root)
     if not found:
-        return _missing(preset)
+        return _missing(preset, data)
     picker = scenes = ""
     for number, about in enumerate(found["scenes"]):
         name = f"scene-{number + 1}"
@@ -163,12 +163,13 @@ def _source(found: dict) -> str:
     )
 
 
-def _missing(preset: str) -> str:
+def _missing(preset: str, data: str) -> str:
     """What stands in the place of pictures that were not made."""
-    return (
-        ":::{admonition} No pictures in this copy\nThe scenes side by side come from the world; "
-        f"`{plain(command(preset))}` makes them.\n:::\n"
-    )
+    if data == "world":
+        text = f"`{command(preset)}` makes them, and `make book` too."
+    else:
+        text = "They show the world's scenes, and this copy is of a folder of images."
+    return f":::{{admonition}} No pictures in this copy\n{text}\n:::\n"
 
 
 def _raw(markup: str) -> str:

@@ -128,6 +128,7 @@ def page_fingerprint() -> str:
     texts += paths.notebooks_dir().glob("*.ipynb")
     texts += [p for p in (paths.ROOT / "data").glob("*") if p.is_file()]
     texts += paths.ROOT.glob("CITATION.cff")  # whose address makes launch links
+    texts += paths.foundation_dir().glob("README.md")  # the models' cards
     return digest(
         [
             [ast.dump(ast.parse(path.read_bytes())) for path in modules],

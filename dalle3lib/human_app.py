@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from jinja2 import Environment, FileSystemLoader
-
 from dalle3lib import UserError, human
 from dalle3lib.vote_store import AlreadyVoted, Refused, VoteStore
 
@@ -98,6 +96,8 @@ def refusal(method: str, headers: Any) -> tuple[int, str] | None:
 @lru_cache
 def page(rater: int) -> str:
     """The HTML of a rater's page, without any trial: the script asks for these."""
+    from jinja2 import Environment, FileSystemLoader
+
     environment = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
     return environment.get_template("page.html").render(rater=f"Rater {rater + 1}")
 
@@ -164,10 +164,9 @@ def build(store: VoteStore, tokens: Sequence[str], hosts: Sequence[str]) -> "Fas
 def _protect(app: "FastAPI", hosts: Sequence[str]) -> None:
     """Refuse foreign hosts, foreign pages and long bodies; say why in one line of plain text."""
     from fastapi import Request, Response
-    from fastapi.exceptions import RequestValidationError
+    from fastapi.exceptions import RequestValidationError, StarletteHTTPException
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
     from fastapi.responses import PlainTextResponse
-    from starlette.exceptions import HTTPException
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     def said(status: int, sentence: str) -> Response:
         return PlainTextResponse(sentence, status)
@@ -190,4 +189,6 @@ def _protect(app: "FastAPI", hosts: Sequence[str]) -> None:
     app.exception_handler(Refused)(lambda _, error: said(404, str(error)))
     app.exception_handler(UserError)(broken)
     app.exception_handler(RequestValidationError)(lambda *_: said(422, "This is not a vote."))
-    app.exception_handler(HTTPException)(lambda _, error: said(error.status_code, error.detail))
+    app.exception_handler(StarletteHTTPException)(
+        lambda _, error: said(error.status_code, error.detail)
+    )

@@ -133,8 +133,8 @@ def summary(
     counts = numbers.exact.xs(name, level=0)
     return [
         f"Places: both objects are in {brief.both:.0f} % of the pictures of short sentences and in "
-        f"{full.both:.0f} % of those of full descriptions; where both are, {brief.right:.0f} % and "
-        f"{full.right:.0f} % stand as asked.",
+        f"{full.both:.0f} % of those of full descriptions; where both are, {_said(brief.right)} "
+        f"and {_said(full.right)} stand as asked.",
         "Numbers: exactly as many of the kind in "
         + ", ".join(f"{share:.0f} % ({asked} asked)" for asked, share in counts.items())
         + ".",
@@ -144,3 +144,8 @@ def summary(
         + f" (%). Wrong words: {wrong['DSC captions']['printed word']:.0f} % of those that DSC "
         "captions state.",
     ]
+
+
+def _said(share: float) -> str:
+    """A share in words: of nothing there is none."""
+    return f"{share:.0f} %" if np.isfinite(share) else "(no picture has both)"

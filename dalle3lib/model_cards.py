@@ -228,6 +228,14 @@ def document(root: Path | None = None) -> str:
     return PREFACE + "".join(f"\n{card(name, root / name)}" for name in foundation.NAMES)
 
 
+def page() -> str:
+    """The cards as a page of the book, as they are committed; a sentence where there are none."""
+    path = paths.foundation_dir() / "README.md"
+    if not path.is_file():
+        return "# Model cards\n\nNo cards lie beside the models of this copy.\n"
+    return path.read_text("utf-8").replace("[data set card](../README.md)", "data set card")
+
+
 def write() -> Path:
     """Write the cards into ``data/foundation``; return the file's path."""
     path = paths.foundation_dir() / "README.md"

@@ -337,6 +337,11 @@ def test_every_module_has_its_place_in_the_api_reference(built):
         assert f'id="module-{module.removesuffix(".__init__")}"' in documented
 
 
+def test_the_models_have_their_cards(built):
+    page = text(built[0], "models")
+    assert "Model cards" in page and "PSNR in dB" in page and "UNet2DConditionModel" in page
+
+
 def test_citations_lead_to_the_bibliography(built):
     html, _ = built
     chapter = (html / "chapters" / "01_world.html").read_text()

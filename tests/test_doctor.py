@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dalle3lib import UserError, doctor, files, paths, plan
 
@@ -83,6 +85,15 @@ def test_a_torch_that_breaks_on_import_is_one_line(monkeypatch):
     assert broken.state == "lacks" and broken.said.startswith("cannot be imported (")
 
 
+def test_gpus_are_named_with_their_memory(monkeypatch):
+    card = SimpleNamespace(name="A card", total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: card)
+    assert doctor.device().said.endswith("A card with 80 GB, A card with 80 GB")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "no GPU" in doctor.device().said and doctor.device().state == "ok"
+
+
 def test_memory_of_the_machine_and_of_a_container(tmp_path):
     proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
     proc.mkdir()
@@ -143,9 +154,11 @@ def test_committed_captions(monkeypatch, tmp_path):
 # ---- presets -------------------------------------------------------------------------------------
 
 
-def test_the_default_preset_needs_nothing(foundations, runs_root):
-    fits = doctor.preset("cpu")
-    assert fits.state == "ok" and "downloads nothing" in fits.said
+@pytest.mark.parametrize("name", ["smoke", "cpu", "study"])
+def test_presets_of_the_world_need_nothing(foundations, runs_root, name):
+    """No folder either: prompts may be a split of the world."""
+    fits = doctor.preset(name)
+    assert fits.state == "ok" and "fits; downloads nothing" in fits.said
 
 
 def test_a_preset_says_what_it_would_need(foundations, runs_root, monkeypatch):

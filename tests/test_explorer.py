@@ -52,7 +52,8 @@ def test_a_table_and_its_strip_tell_of_the_same_picture(made):
 
 
 def test_a_damaged_file_is_said_and_a_missing_explorer_names_its_command(made, tmp_path):
-    assert "No pictures in this copy" in explorer_page.front_picture(tmp_path / "none", "cpu")
+    none = explorer_page.front_picture(tmp_path / "none", "cpu", data="photographs")
+    assert "No pictures in this copy" in none and "--preset" not in none
     assert "python -m dalle3lib explorer --preset cpu" in explorer_page.page(tmp_path / "no", "cpu")
     shutil.copytree(explorer.directory(made), explorer.directory(tmp_path))
     (explorer.directory(tmp_path) / "scene-01.png").write_bytes(b"")

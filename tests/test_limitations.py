@@ -279,7 +279,7 @@ def test_shares_over_seeds_by_hand():
 def test_the_summary_says_what_was_measured():
     keys = [("DSC 95 %", wording) for wording in ("relation words", "full description")]
     index = pd.MultiIndex.from_tuples(keys)
-    places = pd.DataFrame({"pairs": [1, 2], "both": [16, 40], "right": [100, 98]}, index=index)
+    places = pd.DataFrame({"pairs": [1, 2], "both": [16, 40], "right": [100.0, 98]}, index=index)
     asked = pd.MultiIndex.from_tuples([("DSC 95 %", 1), ("DSC 95 %", 2)], names=["arm", "asked"])
     numbers = pd.DataFrame({"exact": [57.5, 0.4]}, index=asked)
     kinds = ["shape", "colour", "texture", "printed word"]
@@ -293,3 +293,6 @@ def test_the_summary_says_what_was_measured():
     assert "58 % (1 asked), 0 % (2 asked)" in said[1]
     assert "autoencoder 100 %, DSC 95 % 0 %" in said[2]
     assert "DSC captions 8, 1, 2; DSC 95 % 13, 14, 12" in said[3] and "73 %" in said[3]
+    places.loc[keys[0], "right"] = np.nan
+    said = evidence.summary(places, numbers, right, errors, "DSC 95 %")
+    assert "(no picture has both) and 98 %" in said[0]

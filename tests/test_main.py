@@ -136,7 +136,9 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     said = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert all(f"    {name} " in said for name in "run graph cache book times claims".split())
+    assert all(
+        f"    {name} " in said for name in "run graph cache book times claims doctor cards".split()
+    )
 
 
 def test_no_command_waits_for_the_libraries_of_another():

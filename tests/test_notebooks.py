@@ -99,6 +99,10 @@ def test_the_whole_book_runs(smoke):
     where, said = smoke
     page = paths.ROOT / "book" / "_build" / "smoke" / "html" / "index.html"
     assert str(page) in said and page.is_file()
+    chapters = [path.read_text("utf-8") for path in (page.parent / "chapters").glob("*.html")]
+    assert not any(
+        'alt="Figure made by the code above."' in chapter for chapter in chapters
+    )  # every figure has its own
     for stem in STEMS:
         made = list((where / "smoke" / stem).glob("*/manifest.json"))
         expected = {"02a_fine_tune": 2, "04a_train_arm": 4}.get(stem, stem in which_chapters.WORLD)

@@ -256,7 +256,7 @@ def test_the_plan_says_what_is_there_and_how_to_make_one_run(folder, capsys):
 def test_matrices_are_seeds_by_prompts(folder):
     fill(folder, seeds=[101, 100])
     seeds, arrays = study_results.matrices(study_results.load("main"))
-    assert seeds == [100, 101] and len(arrays) == 8 * 5 * 3
+    assert seeds == [100, 101] and len(arrays) == 8 * 5 * 6
     found = arrays["dsc-80", "short", "score"]  # arm number 4, kind number 1
     assert found == pytest.approx(np.array([[14.04, 14.14, 14.24], [14.08, 14.18, 14.28]]))
 

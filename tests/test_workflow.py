@@ -1,7 +1,8 @@
 """The graph: what runs again after which change, what a failure stops, and kill -9 at any time.
 
 The real Snakefile and command line work here on a small copy of the repository: tiny notebooks,
-and modules of a line each in the place of ``latents``, ``book`` and what the notebooks use.
+and modules of a few lines in the place of ``latents``, ``book``, ``explorer`` and what the
+notebooks use.
 """
 
 import os
@@ -40,6 +41,11 @@ def build(root, preset, data, out=None):
     page.write_text("book of " + preset)
     return page
 """
+EXPLORER = """\
+def make(root, preset):
+    (root / "explorer").mkdir(parents=True, exist_ok=True)
+    (root / "explorer" / "explorer.json").write_text("{}")
+"""
 # Writes the number of each step to a file once, and goes on from there when it is started again.
 TRAIN = """\
 import time
@@ -64,6 +70,7 @@ class Project:
         shutil.copytree(paths.ROOT / "workflow", root / "workflow")
         (root / "dalle3lib" / "latents.py").write_text("def build(cfg):\n    pass\n")
         (root / "dalle3lib" / "book.py").write_text(BOOK)
+        (root / "dalle3lib" / "explorer.py").write_text(EXPLORER)
         for name in ("used", "unused"):
             (root / "dalle3lib" / f"{name}.py").write_text("def f():\n    return 1\n")
         (root / "book").mkdir()
