@@ -28,7 +28,7 @@ from public_models import (
 )
 from safetensors.torch import load_file
 
-from dalle3lib import paths, runs
+from dalle3lib import config, paths, runs
 
 torch.set_num_threads(1)
 ARM = {"steps": 2, "batch": 4, "micro_batch": 4, "channels": [32, 32, 32], "checkpoint_every": 1,
@@ -202,12 +202,15 @@ def test_pages_on_photographs(site):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_the_first_chapters_read_tars(site):
+def test_the_first_chapters_read_tars(site, benchmarks):
     """Alt-text as it is on the web, counted; real captioners opened; what they wrote, counted."""
     preset = tiny(site, "gpu", size=128, **here(site))
+    (site / "many").mkdir()
+    write_web_data(site / "many", 8 * photographs(benchmarks)[:12])  # so that no split is empty
     for notebook in ("01_world", "02_captioning", "03_ssc_dsc"):
-        run(site, notebook, preset)
-    (root,) = (site / "runs").glob(f"{preset}-cc3m-*")
+        run(site, notebook, preset, data="many/cc3m")
+    root = config.root(preset, str(site / "many" / "cc3m"))
+    root = site / "runs" / root.name
     assert runs.results(root / "01_world" / "main")["facts_stated"] == {}
     habits = runs.results(root / "03_ssc_dsc" / "main")["habits"]
     assert {"alt-text", "SSC", "DSC"} <= set(habits)
