@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle3lib import UserError, doctor, paths
-from dalle3lib.files import guard, write_atomic
+from dalle3lib.files import guard, sha256, to_json, write_atomic
 
 try:
     from dalle3lib import config, fingerprint, rate, runs, study, upsample
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = command("plan", plan_command)
     plan.add_argument("--peak", type=float, help="of the GPU, in TFLOP/s (default: an H100's 990)")
     plan.add_argument("--utilisation", type=float, help="share of it that is reached, 0 to 1")
+    command("captions", captions_command)
     command("cache", cache_command)
     command("book", book_command)
     command("explorer", explorer_command)
@@ -220,6 +221,7 @@ def graph_command(options: argparse.Namespace) -> int:
     for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
         config.from_preset(stem, preset=options.preset, data=options.data)
     _announce(options)
+    _look_at(options, root)
     began = time.time()
     with guard(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -231,6 +233,7 @@ def graph_command(options: argparse.Namespace) -> int:
         except BlockingIOError:
             print(f"Another `make book` is working in {root}; waiting for it.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        _notice_new_captions(root)
         for failed in (root / "notebooks").glob("*.failed.ipynb"):
             failed.unlink()  # what failed before runs again now
         code = _snakemake(root, options)
@@ -242,6 +245,58 @@ def graph_command(options: argparse.Namespace) -> int:
         return _report_failure(options, root)
     print(f"Open {index}")
     return 0
+
+
+def _look_at(options: argparse.Namespace, root: Path) -> None:
+    """Say what a book of these images leaves out; UserError with all that is wrong with them.
+
+    A folder with a damaged picture or a missing caption stops here, before anything starts; every
+    problem is then listed in a file under ``root``.
+    """
+    if options.data == "world":
+        return
+    from dalle3lib import coco, images, which_chapters
+
+    try:
+        images.open_source(options.data, "train", 1)
+    except coco.BadFolder as error:
+        with guard(root):
+            root.mkdir(parents=True, exist_ok=True)
+        write_atomic(root / "problems.txt", error.listing().encode())
+        raise UserError(f"{error} {root / 'problems.txt'} lists all of them.") from None
+    (root / "problems.txt").unlink(missing_ok=True)
+    _check_prompts(options)
+    print("Chapters that these images cannot have:")
+    cfg = config.from_preset("04_caption_kind", preset=options.preset, data=options.data)
+    for stem, reason in which_chapters.left_out(options.data, cfg.get("evidence", "")).items():
+        print(f"  {stem}: {reason}")
+    print(flush=True)
+
+
+def _check_prompts(options: argparse.Namespace) -> None:
+    """UserError where a folder is too small to hold out the images that prompts are made of."""
+    from dalle3lib import images, pairs
+
+    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
+    split = cfg.get("prompts_from", "")
+    if split in pairs.HELD_OUT and len(images.open_source(options.data, split, 2)) < 2:
+        raise UserError(
+            f"Fewer than 2 of these images fall into the split {split}, of which prompts are made "
+            "and without which there is no interval: give more images, 40 or so."
+        )
+
+
+def _notice_new_captions(root: Path) -> None:
+    """Write down anew which captions the graph reads, so that others than before are a change."""
+    marker = root / "captions" / "complete.json"
+    known = json.loads(marker.read_bytes()) if marker.is_file() else {}
+    manifests = {folder: paths.folder(folder) / "manifest.json" for folder in known}
+    if not all(file.is_file() for file in manifests.values()):
+        marker.unlink()  # they are written again when something needs them
+        return
+    found = {folder: sha256(file) for folder, file in manifests.items()}
+    if found != known:
+        write_atomic(marker, to_json(found).encode())
 
 
 def _tell_agreement(chapter: Path) -> None:
@@ -299,6 +354,21 @@ def _report_failure(options: argparse.Namespace, root: Path) -> int:
         print(f"failed: {path}", file=sys.stderr)
     print("error: not everything finished; run the same command again to go on.", file=sys.stderr)
     return 1
+
+
+def captions_command(options: argparse.Namespace) -> None:
+    """Write the captions that the arms and their prompts need, unless they are there."""
+    from dalle3lib import training_captions
+
+    root = _root(options)
+    arm, chapter = (
+        config.from_preset(notebook, preset=options.preset, data=options.data)
+        for notebook in ("04a_train_arm", "03_ssc_dsc")
+    )
+    made = training_captions.write(arm, chapter)
+    with guard(root):
+        (root / "captions").mkdir(parents=True, exist_ok=True)
+    write_atomic(root / "captions" / "complete.json", to_json(made).encode())
 
 
 def cache_command(options: argparse.Namespace) -> None:

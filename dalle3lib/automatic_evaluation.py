@@ -192,10 +192,14 @@ class Instruments:
 
 def instruments(cfg: Parameters) -> Instruments:
     """Load what ``cfg`` names: scorer ``clip``, VQA model ``vqa``, ``judge`` (``judge_of``)."""
-    name = paths.foundation("judge") if cfg.vqa == "world" else cfg.vqa
-    answering = vqa.load(name, **({"revision": BLIP[1]} if name == BLIP[0] else {}))
     scorer = clip_score.load(pretrained.directory("clip", cfg.clip))
-    return Instruments(scorer, answering, judge_of(cfg.judge, pretrained.device(cfg)))
+    return Instruments(scorer, vqa_of(cfg.vqa), judge_of(cfg.judge, pretrained.device(cfg)))
+
+
+def vqa_of(name: str) -> tuple:
+    """The VQA model of a name and its processor: "world", or a BLIP's name or directory."""
+    where = paths.foundation("judge") if name == "world" else name
+    return vqa.load(where, **({"revision": BLIP[1]} if name == BLIP[0] else {}))
 
 
 def judge_of(name: str, device: str = "cpu") -> judge.Judge:

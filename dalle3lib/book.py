@@ -24,6 +24,7 @@ from dalle3lib import (
     ledger_page,
     model_cards,
     pages,
+    which_chapters,
 )
 from dalle3lib.chapters import CHAPTER, Chapter, find_chapters, tidy
 from dalle3lib.files import guard
@@ -75,7 +76,8 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
         _write(source / "api" / f"{name}.md", text)
     _write(source / "parameters.md", pages.parameters())
     _write(source / "models.md", model_cards.page())
-    _write(source / "status.md", pages.status(states, failures, published))
+    left_out = {k: why for k, why in which_chapters.left_out(data).items() if k not in published}
+    _write(source / "status.md", pages.status(states, failures, published, left_out))
     explorer_page.stage(root, source)
     rows = claims.ledger(root)
     _write(source / "tables" / "ledger.csv", ledger_page.as_csv(rows))

@@ -14,6 +14,21 @@ from dalle3lib import UserError
 Problems = dict[str, list[str]]  # what is wrong -> where
 
 
+TAR = "tar --sort=name -cf NEWFOLDER/images.tar -C FOLDER ."
+
+
+class BadFolder(UserError):
+    """A folder with problems: the message counts them, ``problems`` lists them all."""
+
+    def __init__(self, folder: Path, file: str, problems: Problems) -> None:
+        super().__init__(report(folder, file, problems))
+        self.problems = problems
+
+    def listing(self) -> str:
+        """Every problem, a line each: what, and where."""
+        return "".join(f"{kind}\t{at}\n" for kind, where in self.problems.items() for at in where)
+
+
 def captions_file(
     folder: Path, names: Iterable[str], required: bool = True
 ) -> tuple[str, dict] | None:
@@ -39,9 +54,15 @@ def captions_file(
     if not (found or required or unreadable):
         return None
     if not found:
+        texts = any(name.endswith(".txt") for name in names)
         raise UserError(
             f"{folder} has no captions file ({'; '.join(rejected) or 'no *.json in it'}): add one "
-            'COCO-format JSON with "images" and "annotations" to the folder or its annotations/.'
+            'COCO-format JSON with "images" and "annotations" to the folder or its annotations/'
+            + (
+                f", or, if each image has a text file, give a folder with a tar of both (`{TAR}`)."
+                if texts
+                else "."
+            )
         )
     if len(found) > 1:
         raise UserError(

@@ -5,7 +5,8 @@ A notebook's cell tagged ``parameters`` declares one parameter a line::
     steps: int = None  # training steps
 
 ``None`` means "the preset's value", found in ``notebooks/presets/<preset>.yaml``: the section
-named after the notebook, else the section ``common``. A preset file may begin with
+named after the notebook, else the section ``common``. In a text there, ``{data}`` stands for the
+data's own path, so that ``{data}-captions`` lies beside it. A preset file may begin with
 ``extends: cpu``: it then changes that preset's values and keeps the rest; ``jobs: 8`` says how many
 notebooks run at a time. An unknown name, a wrong type, or a value set nowhere is a UserError that
 names the nearest valid name (papermill itself only warns).
@@ -259,6 +260,9 @@ def _resolved(notebook: str, declared: dict[str, Parameter], given: dict[str, An
     """Return explicit values over the preset's, checked, with the runs' root directory."""
     preset = _checked("preset", str, given.get("preset"))
     base = {name: p.default for name, p in declared.items()} | preset_values(preset, notebook)
+    named = given.get("data") or base.get("data") or "world"
+    data = data_source(_checked("data", str, named))
+    base = {n: v.replace("{data}", data) if type(v) is str else v for n, v in base.items()}
     values = {}
     for name, parameter in declared.items():
         value = base[name] if given[name] is None else given[name]
@@ -273,7 +277,7 @@ def _resolved(notebook: str, declared: dict[str, Parameter], given: dict[str, An
         for name, value in values.items()
         if name not in ("preset", "data") and value != base[name]
     }
-    data = values["data"] = data_source(values.get("data", "world"))
+    values["data"] = data
     return Parameters(notebook, preset, values, overrides, root(preset, data))
 
 

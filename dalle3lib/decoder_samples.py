@@ -9,12 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from tqdm.auto import tqdm
 
 from dalle3lib import UserError, arm, decoder_scores, paths, pretrained, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.decoder import ConsistencyDecoder
 from dalle3lib.decoder_scores import decode, decoders
-from dalle3lib.images import to_tensor
+from dalle3lib.images import to_tensor, to_uint8
 from dalle3lib.quality import facts_read, held_out
 from dalle3lib.sample import draw_latents
 from dalle3lib.world import Scene
@@ -79,27 +80,41 @@ def peak(how: Callable, latents: Tensor) -> float:
     return most / 2**20
 
 
-@torch.no_grad()
 def released(scenes: Sequence[Scene], cfg: Parameters, net: str = "alex") -> pd.DataFrame:
-    """Scenes drawn at 256 pixels through a public autoencoder, decoded both ways: a row each.
+    """Scenes drawn at 256 pixels, decoded both ways: the table of ``compared``."""
+    true = np.stack([render(spec, scale=4) for spec in scenes])
+    return compared(true, cfg, net)[0]
 
-    Columns are pairs (measure, decoder): "PSNR (dB)", and "LPIPS", less being nearer, by the trunk
-    ``net`` of ``lpips``.
+
+@torch.no_grad()
+def compared(
+    images: np.ndarray, cfg: Parameters, net: str = "none"
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Pictures uint8 [N, H, W, 3] through an autoencoder, decoded both ways; (table, pictures).
+
+    The table has a row for each picture; columns are pairs (measure, decoder): "PSNR (dB)", "SSIM",
+    and, unless ``net`` is "none", "LPIPS", less being nearer, by that trunk of ``lpips``.
     ``cfg`` names the autoencoder (``vae``), the ``decoder`` and the ``device``. UserError if the
-    autoencoder's latents are of another family than Stable Diffusion's.
+    decoder knows latents of another family than the autoencoder's.
     """
     device = pretrained.device(cfg)
     autoencoder = vae.load(pretrained.directory("vae", cfg.vae)).to(device)
     decode_two = ConsistencyDecoder(device, cfg.decoder, vae=autoencoder, at_once=1)
-    true = to_tensor(np.stack([render(spec, scale=4) for spec in scenes]))
-    rows = []
-    for picture in true.split(1):
+    rows, made = [], {PLAIN: [], TWO: []}
+    for picture in tqdm(to_tensor(images).split(1), "decoded both ways"):
         z = autoencoder.encode(picture.to(device)).latent_dist.mean
         ways = {PLAIN: autoencoder.decode(z).sample, TWO: decode_two(z)}
-        row = {("PSNR (dB)", n): vae.psnr(x.cpu(), picture).item() for n, x in ways.items()}
-        apart = {("LPIPS", n): lpips(x.cpu(), picture, net).item() for n, x in ways.items()}
-        rows.append(row | apart)
-    return pd.DataFrame(rows)
+        row, shown = {}, to_uint8(picture)
+        for name, drawn in ways.items():
+            made[name].append(to_uint8(drawn))
+            row["PSNR (dB)", name] = vae.psnr(drawn.cpu(), picture).item()
+            row["SSIM", name] = decoder_scores.ssim(made[name][-1], shown).item()
+            if net != "none":
+                row["LPIPS", name] = lpips(drawn.cpu(), picture, net).item()
+        rows.append(row)
+    columns = pd.MultiIndex.from_tuples(rows[0], names=["measure", "decoder"])
+    table = pd.DataFrame(rows).set_axis(columns, axis=1)
+    return table, {name: np.concatenate(parts) for name, parts in made.items()}
 
 
 def lpips(pictures: Tensor, true: Tensor, net: str = "alex") -> Tensor:

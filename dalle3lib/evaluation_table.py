@@ -32,24 +32,32 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % interval over prompts of every system on every benchmark.
 
     Rows (benchmark, system), in their order; columns mean, low, high, images. Pictures of one
-    prompt are averaged first.
+    prompt are averaged first. Ends are NaN where fewer than two prompts have a score.
     """
     found = {}
     for key, group in rows.assign(value=scaled(rows)).groupby(["benchmark", "system"], sort=False):
         means = group.groupby("prompt").value.mean().dropna().to_numpy()
-        low, high = stats.mean_interval(means, rng(0, "/".join(key)))
-        found[key] = {"mean": means.mean(), "low": low, "high": high, "images": len(group)}
+        low = high = np.nan
+        if len(means) > 1:
+            low, high = stats.mean_interval(means, rng(0, "/".join(key)))
+        mean = means.mean() if len(means) else np.nan
+        found[key] = {"mean": mean, "low": low, "high": high, "images": len(group)}
     return pd.DataFrame.from_dict(found, orient="index").rename_axis(["benchmark", "system"])
 
 
 def effect(rows: pd.DataFrame, benchmark: str, first: str, second: str) -> dict:
-    """First minus second system on a benchmark, paired by prompt: effect, interval, unit."""
+    """First minus second system on a benchmark, paired by prompt: effect, interval, unit.
+
+    NaN where fewer than two prompts have a score from both.
+    """
     here = rows[rows.benchmark == benchmark].assign(value=scaled)
     means = here.pivot_table(index="prompt", columns="system", values="value", sort=False)
-    pair = means[[first, second]].dropna()
+    pair = means.reindex(columns=[first, second]).dropna()
     values = pair[first].to_numpy(), pair[second].to_numpy()
-    interval = stats.paired_bootstrap(*values, rng(0, f"{benchmark}/{first}/{second}"))
     unit = UNITS.get(benchmark, "% points")
+    if len(pair) < 2:
+        return {"effect": np.nan, "interval": (np.nan, np.nan), "unit": unit}
+    interval = stats.paired_bootstrap(*values, rng(0, f"{benchmark}/{first}/{second}"))
     return {"effect": float((values[0] - values[1]).mean()), "interval": interval, "unit": unit}
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+PACKED = (".tar", ".parquet", ".arrow")
 FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder of Pillow ever sees the user's bytes
 SPLITS = ("train", "dev", "test")
 TRAIN, DEV = 0.80, 0.85  # hash below 0.80: train; below 0.85: dev; the rest: test
@@ -88,9 +89,10 @@ def open_source(
 ) -> Sequence[Record]:
     """The first ``count`` records of a split (fewer if the source is smaller).
 
-    ``data`` is "world" or the path of a folder that ``Folder`` can read; images are
-    uint8 [size, size, 3]; ``noise`` is the noise level of the world's alt-text. Raises UserError
-    if it is neither, or if the folder has problems.
+    ``data`` is "world", the path of a folder that ``Folder`` can read (of one larger than the
+    memory, only these records are decoded), or one of tars or tables with alt-text
+    (``pairs.with_alt``). Images are uint8 [size, size, 3]; ``noise`` is the noise level of the
+    world's alt-text. Raises UserError if it is none of these, or if the folder has problems.
     """
     if data == "world":
         from dalle3lib.world import World  # here, because the world itself imports Record
@@ -103,7 +105,23 @@ def open_source(
             f'data "{data}" is neither "world" nor an existing folder: give "world" or the path '
             "of a folder that holds images and one COCO-format captions JSON."
         )
+    names = [name for name, _, _ in list_files(Path(data).expanduser())]
+    pictures = sum(name.lower().endswith(EXTENSIONS) for name in names)
+    if not pictures and any(
+        name.lower().endswith((".tar", ".parquet", ".arrow")) for name in names
+    ):
+        from dalle3lib import pairs  # which imports this module
+
+        return pairs.with_alt(data, split, count, size)
+    if pictures * size * size * 3 > MAX_BYTES:
+        return first_of_folder(data, count, size, split)
     return Folder(data, split, size)[:count]
+
+
+def packed(data: str) -> bool:
+    """Whether a folder holds tars or tables, and no image files."""
+    names = [name.lower() for name, _, _ in list_files(Path(data).expanduser())]
+    return any(n.endswith(PACKED) for n in names) and not any(n.endswith(EXTENSIONS) for n in names)
 
 
 def split_names(data: str) -> tuple[str, ...]:
@@ -187,6 +205,12 @@ def split_keys(keys: Iterable[str]) -> dict[str, list[str]]:
     train = min(max(sum(p < TRAIN for p in place.values()), 1), n - 2)
     dev = min(max(sum(p < DEV for p in place.values()), train + 1), n - 1)
     return {"train": ordered[:train], "dev": ordered[train:dev], "test": ordered[dev:]}
+
+
+def split_of(key: str) -> str:
+    """The split that a key belongs to by its hash, in a source too large to list all keys first."""
+    place = _hash(key)
+    return "train" if place < TRAIN else "dev" if place < DEV else "test"
 
 
 def _hash(key: str) -> float:
@@ -285,14 +309,23 @@ def _read_folder(
 
 
 def _decode_captioned(
-    folder: Path, names: list[str], paths: list[str], size: int, count: int | None = None
+    folder: Path,
+    names: list[str],
+    paths: list[str],
+    size: int,
+    count: int | None = None,
+    split: str | None = None,
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Caption of every image, and the first ``count`` images in hash order (None: all), by key."""
+    """Caption of every image, and the first ``count`` images in hash order (None: all), by key.
+
+    With a ``split`` only images of that one count.
+    """
     problems: coco.Problems = defaultdict(list)
     file, content = coco.captions_file(folder, names)
     captions = coco.first_captions(content, problems)
     located = coco.locate(captions, paths, problems)
-    wanted = located if count is None else sorted(located, key=_hash)[:count]
+    wanted = split_keys(located)[split] if split else sorted(located, key=_hash)
+    wanted = located if count is None else wanted[:count]
     images = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes on all cores
         decoding = {key: pool.submit(decode, folder / located[key], size) for key in wanted}
@@ -302,12 +335,14 @@ def _decode_captioned(
             except ValueError as error:
                 problems["unreadable image"].append(f"{located[key]}: {error}")
     if problems:
-        raise UserError(coco.report(folder, file, problems))
+        raise coco.BadFolder(folder, file, problems)
     return captions, images
 
 
-def first_of_folder(path: str | Path, count: int, size: int) -> list[Record]:
-    """The first ``count`` records of a folder in hash order, whatever their split.
+def first_of_folder(
+    path: str | Path, count: int, size: int, split: str | None = None
+) -> list[Record]:
+    """The first ``count`` records of a folder in hash order, of a split or whatever their split.
 
     For a folder that is used for nothing but evaluation, such as COCO's validation images: it may
     be larger than the memory, as no other image is decoded. Raises UserError as ``Folder`` does.
@@ -317,5 +352,5 @@ def first_of_folder(path: str | Path, count: int, size: int) -> list[Record]:
         raise UserError(f"{path} is not a folder: give the path of a folder of images.")
     names = [name for name, _, _ in list_files(folder)]
     paths = [name for name in names if name.lower().endswith(EXTENSIONS)]
-    captions, images = _decode_captioned(folder, names, paths, size, count)
+    captions, images = _decode_captioned(folder, names, paths, size, count, split)
     return [Record(key, pixels, captions[key]) for key, pixels in images.items()]

@@ -9,7 +9,7 @@ and training reads from there what a step needs.
 import fcntl
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -65,9 +65,15 @@ def cache_path(cfg: Parameters) -> Path:
             "models": [_identity(name) for name in pretrained.chosen(cfg).values()],
             "captions": _identity(cfg.get("captions_from", WRITTEN)),
             "code": module_closure({"dalle3lib.latents"}),
+            **({"held out": "of the data"} if _holds_out(cfg) else {}),
         }
     )
     return cfg.root / "cache" / key[:16]
+
+
+def _holds_out(cfg: Parameters) -> bool:
+    """Whether images with captions from elsewhere are held out of the data for prompts."""
+    return not is_source(cfg) and cfg.get("prompts_from", "") in pairs.HELD_OUT
 
 
 def _identity(name: str) -> list:
@@ -200,7 +206,8 @@ def first_records(cfg: Parameters, count: int) -> tuple[list[Record], dict[str, 
         records = list(source[:count])
         captions = pairs.of_records(records, cfg.get("captions_from", WRITTEN))
     else:
-        found = pairs.first(cfg.data, pairs.open_captions(cfg.captions_from), count, cfg.size)
+        captions = pairs.open_captions(cfg.captions_from)
+        found = pairs.first(cfg.data, captions, count, cfg.size, pairs.for_training(cfg))
         records = [record for record, _ in found]
         captions = {kind: [written[kind] for _, written in found] for kind in KINDS}
     return records, {"original": [r.alt for r in records], **captions}
@@ -220,7 +227,7 @@ def _build_from_pairs(cfg: Parameters, path: Path, models: tuple) -> None:
     An archive whose mark is there is finished; an interrupted one is encoded again.
     """
     captions = pairs.open_captions(cfg.captions_from)
-    parts = pairs.list_parts(cfg.data, captions)
+    parts, wanted = pairs.list_parts(cfg.data, captions), pairs.for_training(cfg)
     _tell_size(cfg, path, models, captions, parts[0].source)
     marks: list[dict] = []
     with tqdm(desc="encoding images and captions", total=cfg.scenes, unit=" images") as bar:
@@ -228,7 +235,7 @@ def _build_from_pairs(cfg: Parameters, path: Path, models: tuple) -> None:
             mark = path / f"done-{part.name}.json"
             if not mark.is_file():
                 limit = cfg.scenes - sum(m["records"] for m in marks)
-                done = _encode_part(part, captions, cfg.size, limit, path, models)
+                done = _encode_part(part, captions, cfg.size, limit, path, models, wanted)
                 files.write_atomic(mark, files.to_json(done).encode())
             marks.append(files.read_json(mark))
             bar.update(marks[-1]["records"])
@@ -273,10 +280,12 @@ def _tell_size(cfg: Parameters, path: Path, models: tuple, captions: pairs.Capti
         )
 
 
-def _encode_part(part, captions, size: int, limit: int, path: Path, models: tuple) -> dict:
+def _encode_part(
+    part, captions, size: int, limit: int, path: Path, models: tuple, wanted: Callable[[str], bool]
+) -> dict:
     """Encode up to ``limit`` images of an archive into shards; what its mark says."""
     left_out: list[dict] = []
-    usable = islice(pairs.read(part, captions, size, left_out), limit)
+    usable = islice(pairs.read(part, captions, size, left_out, wanted=wanted), limit)
     written, records = [], 0
     while batch := list(islice(usable, SHARD)):
         shard = path / f"shard-{part.name}-{len(written):03d}.safetensors"

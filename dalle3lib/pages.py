@@ -27,7 +27,8 @@ GROUPS = {
             *("captions", "caption_facts", "captioner", "captioner_training"),
             *("fine_tuning", "caption_sets"),
             *("caption_decoding", "caption_search", "caption_attention"),
-            *("recaption", "captioning", "sources", "tars", "shards", "runners"),
+            *("recaption", "captioning", "training_captions"),
+            *("sources", "tars", "shards", "runners"),
             *("text", "upsample", "upsampler", "prompt_kinds", "prompt_facts"),
             *("released_prompts", "completions", "completion_cache", "budget"),
             *("chat_server", "chat_model"),
@@ -70,7 +71,7 @@ GROUPS = {
             *("plots", "caption_plots", "captioner_plots", "drawings"),
             *("verdict_plots", "evidence_plots", "human_plots"),
             *("figure_data", "playground", "explorer", "explorer_page", "ledger_page"),
-            *("checklist", "pages", "chapters", "book", "book_checks"),
+            *("checklist", "which_chapters", "pages", "chapters", "book", "book_checks"),
             *("launch", "croissant", "model_cards", "doctor"),
         ),
     ),
@@ -194,11 +195,17 @@ def failure(title: str, problems: list[str]) -> str:
     )
 
 
-def status(states: list[RunState], failures: dict[str, list[str]], published: set[str]) -> str:
+def status(
+    states: list[RunState],
+    failures: dict[str, list[str]],
+    published: set[str],
+    left_out: dict[str, str] | None = None,
+) -> str:
     """Return the status page: what failed or is not finished, the finished runs, the machine.
 
     ``failures`` maps the stem of a failed notebook to what went wrong; ``published`` holds the
-    stems that have a page in this book.
+    stems that have a page in this book; ``left_out`` maps chapters that its data cannot have to the
+    reason.
     """
     text = (
         "# Status of the runs\n\nEvery number in this book comes from one of these runs. A run's "
@@ -216,6 +223,10 @@ def status(states: list[RunState], failures: dict[str, list[str]], published: se
     if open_rows:
         header = ["Notebook", "Run", "State", "What is wrong"]
         text += "\n## Failed or not finished\n\n" + table(header, open_rows, "unfinished wide")
+    if left_out:
+        rows = [[f"`{stem}`", plain(reason)] for stem, reason in left_out.items()]
+        text += "\n## Chapters that these images cannot have\n\n"
+        text += table(["Chapter", "Why it is left out"], rows, "wide")
     done = [state for state in states if state.manifest]
     if done:
         header = ["Notebook", "Run", "Wall", "CPU", "Memory", "Commit", "Finished (UTC)"]

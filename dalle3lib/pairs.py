@@ -5,7 +5,8 @@ when they are needed; the captions come from ``recaption``'s folder and are foun
 key. What lacks one of the two is left out, counted and listed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,10 +15,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dalle3lib import UserError, files, paths, sources
+from dalle3lib import UserError, coco, files, paths, sources
 from dalle3lib.captioning import PHOTOGRAPHS, image_sha256, pixels
 from dalle3lib.config import Parameters
-from dalle3lib.images import Limits, Record, first_of_folder, open_source
+from dalle3lib.images import (
+    Limits,
+    Record,
+    first_of_folder,
+    open_source,
+    packed,
+    split_keys,
+    split_of,
+)
 from dalle3lib.recaption import synthetic_captions
 from dalle3lib.shards import KINDS
 from dalle3lib.tars import Item
@@ -105,12 +114,15 @@ def read(
     size: int,
     left_out: list[dict[str, Any]],
     limits: Limits = PHOTOGRAPHS,
+    wanted: Callable[[str], bool] = bool,
 ) -> Iterator[tuple[Record, dict[str, str]]]:
     """The usable images of a part, uint8 [size, size, 3], each with its captions by kind.
 
-    For each of the others, key, file and reason are added to ``left_out``.
+    For each of the others, key, file and reason are added to ``left_out``. Images whose key is not
+    ``wanted`` (``for_training``) are passed over.
     """
-    rows, items = captions.of(part.source), part.read()
+    rows = captions.of(part.source)
+    items = (item for item in part.read() if item.key is None or wanted(item.key))
     with ThreadPoolExecutor() as pool:  # Pillow decodes on all cores
         while batch := list(islice(items, AT_ONCE)):
             waiting = [pool.submit(_record, i, rows.get(i.key), size, limits) for i in batch]
@@ -136,11 +148,17 @@ def _record(item: Item, row: dict[str, Any] | None, size: int, limits: Limits) -
     return Record(item.key, pixels(item.image, size, limits), item.alt)
 
 
-def first(data: str, captions: Captions, count: int, size: int) -> list[tuple[Record, dict]]:
+def first(
+    data: str,
+    captions: Captions,
+    count: int,
+    size: int,
+    wanted: Callable[[str], bool] = bool,
+) -> list[tuple[Record, dict]]:
     """The first ``count`` usable images with their captions; UserError if there is none."""
     found: list[tuple[Record, dict]] = []
     for part in list_parts(data, captions):
-        found += islice(read(part, captions, size, []), count - len(found))
+        found += islice(read(part, captions, size, [], wanted=wanted), count - len(found))
         if len(found) == count:
             break
     if not found:
@@ -149,6 +167,50 @@ def first(data: str, captions: Captions, count: int, size: int) -> list[tuple[Re
             "captions made from another source?"
         )
     return found
+
+
+def for_training(cfg: Parameters) -> Callable[[str], bool]:
+    """Which keys of the data arms may train on: where prompts come from it, its train split alone.
+
+    Those are the splits that ``images.open_source`` gives. Prompts of another folder leave all.
+    """
+    if cfg.get("prompts_from", "") not in HELD_OUT:
+        return bool
+    if packed(cfg.data):
+        return lambda key: split_of(key) == "train"
+    return set(split_keys(coco.references(cfg.data))["train"]).__contains__
+
+
+def with_alt(
+    data: str, split: str, count: int, size: int, limits: Limits = PHOTOGRAPHS
+) -> list[Record]:
+    """The first ``count`` records of a split of tars or tables, read until there are as many.
+
+    The split follows from the key alone (``images.split_of``). What has no alt-text or cannot be
+    decoded is left out, counted and printed. Raises UserError if nothing is left.
+    """
+    records: list[Record] = []
+    bad: Counter[str] = Counter()
+    for item in (item for part in sources.list_shards(data) for item in part.read()):
+        if len(records) == count:
+            break
+        if split_of(item.key or "") != split:
+            continue
+        try:
+            if item.problem or not item.alt:
+                raise ValueError(item.problem or "it has no alt-text")
+            records.append(Record(item.key, pixels(item.image, size, limits), item.alt))
+        except ValueError as error:
+            bad[str(error)] += 1
+    if bad:
+        told = "; ".join(f"{reason} × {n}" for reason, n in bad.most_common(5))
+        print(f"{sum(bad.values()):,} images of split {split} left out: {told}")
+    if not records:
+        raise UserError(
+            f"{data} has no usable image with alt-text in its split {split}: a twentieth of the "
+            "images is dev, three twentieths are test, so give more images."
+        )
+    return records
 
 
 def held_out(cfg: Parameters, count: int) -> list[Record]:

@@ -1,22 +1,31 @@
-"""The CLIP score of Table 1 on photographs: arms of a GPU's presets, COCO's captions (§4.1.1).
+"""Table 1 on photographs: arms of a GPU's presets, the paper's own prompts and metrics (§4.1).
 
 The paper samples 4,096 captions of COCO 2014's validation images and scores one picture of each
-with CLIP ViT-B/32. Here the draw has a recorded seed, and the arms are live runs of notebook 04a.
+with CLIP ViT-B/32; it asks a judge about DrawBench, and BLIP about T2I-CompBench. Here the draw
+has a recorded seed, and the arms are live runs of notebook 04a. A benchmark whose prompts or
+judge are not there is left out, and what it needs is said.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from diffusers import UNet2DConditionModel
 
-from dalle3lib import UserError, arm, coco, paths, pretrained, runs, stats
+from dalle3lib import UserError, arm, coco, pairs, paths, pretrained, runs
+from dalle3lib.automatic_evaluation import BOUND, judge_of, vqa_of
 from dalle3lib.config import Parameters
-from dalle3lib.evals import clip_score
+from dalle3lib.evals import clip_score, compbench, drawbench, noun_phrases
+from dalle3lib.evals.judge import Judge
 from dalle3lib.randomness import rng
 from dalle3lib.sample import sample
 
-VARIANTS = ("paper", "hessel")
+BENCHMARKS = ("captions", *BOUND, "drawbench")
+
+
+# ---- prompts -------------------------------------------------------------------------------------
 
 
 def coco_captions(folder: str | Path, count: int = 4096, seed: int = 0) -> list[str]:
@@ -33,44 +42,151 @@ def coco_captions(folder: str | Path, count: int = 4096, seed: int = 0) -> list[
     return [texts[i] for i in picked]
 
 
-def score_arm(cfg: Parameters, name: str, captions: Sequence[str]) -> pd.DataFrame:
-    """A picture of each caption by a live arm (kind-ratio-seed), and its CLIP scores: a row each.
+def captions(cfg: Parameters) -> pd.DataFrame:
+    """The captions to draw: of the folder of prompts, or the alt-text of images held out."""
+    if cfg.prompts_from in pairs.HELD_OUT:
+        return _table([record.alt for record in pairs.held_out(cfg, cfg.captions)], cfg.seed)
+    return _table(coco_captions(cfg.prompts_from, cfg.captions, cfg.seed), cfg.seed)
 
-    ``cfg`` are the parameters of notebook 04a, which name the models. Columns are those of
-    ``clip_score.score_images``, and ``hessel`` with the other variant. Raises UserError, naming the
-    command, if the arm was not trained.
+
+def bound(cfg: Parameters, name: str) -> pd.DataFrame:
+    """Prompts of one of T2I-CompBench's sets with their noun ``phrases``.
+
+    ``cfg.compbench`` is the folder of the lists, or "benchmarks", where ``DALLE3_BENCHMARKS`` has
+    them; ``cfg.phrases`` "spacy", or a file. Raises UserError where one of them is not here.
+    """
+    folder = None if cfg.compbench == "benchmarks" else paths.folder(cfg.compbench)
+    said = compbench.prompts(name, folder)[: cfg.compositions]
+    spoken = cfg.phrases == "spacy"
+    phrases = noun_phrases.from_spacy(said) if spoken else noun_phrases.from_file(cfg.phrases)
+    if lacking := [prompt for prompt in said if prompt not in phrases]:
+        raise UserError(
+            f"{cfg.phrases} has no noun phrases for {len(lacking)} prompts of T2I-CompBench's "
+            f"{name}, the first is {lacking[0]!r}: add them."
+        )
+    return _table(said, cfg.seed).assign(phrases=[list(phrases[prompt]) for prompt in said])
+
+
+def drawbench_prompts(cfg: Parameters) -> pd.DataFrame:
+    """DrawBench, ``cfg.images`` pictures of each prompt; UserError without a judge or the file."""
+    if cfg.judge == "none":
+        raise UserError(
+            "DrawBench needs a judge: set judge to server:MODEL (with OPENAI_BASE_URL), or to the "
+            "directory of a vision-language model."
+        )
+    found = drawbench.load()[: cfg.drawbench]
+    each = [found.assign(seed=cfg.seed + i) for i in range(cfg.images)]
+    return pd.concat(each, ignore_index=True)
+
+
+def _table(prompts: Sequence[str], seed: int) -> pd.DataFrame:
+    return pd.DataFrame({"category": "all", "prompt": prompts, "seed": seed})
+
+
+def benchmarks(cfg: Parameters) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """The prompts of each benchmark that is here, and of the others what they need.
+
+    Rows have category, prompt and seed, those of ``BOUND`` also phrases.
+    """
+    sets, lacking = {}, {}
+    for name in BENCHMARKS:
+        try:
+            if name == "captions":
+                sets[name] = captions(cfg)
+            else:
+                sets[name] = drawbench_prompts(cfg) if name == "drawbench" else bound(cfg, name)
+        except UserError as error:
+            lacking[name] = str(error)
+    return sets, lacking
+
+
+# ---- pictures and scores -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What looks at pictures: the scorer; a VQA model and a judge where they are asked (or None).
+
+    Scorer and VQA model are pairs as their ``load`` gives them.
+    """
+
+    scorer: tuple
+    vqa: tuple | None
+    judge: Judge | None
+
+
+def instruments(cfg: Parameters, sets: dict[str, pd.DataFrame]) -> Instruments:
+    """Load what the benchmarks in ``sets`` need, on the device; a public BLIP sees 480 pixels."""
+    device = pretrained.device(cfg)
+    scorer, words = clip_score.load(pretrained.directory("clip", cfg.clip))
+    answering = None
+    if set(sets) & set(BOUND):
+        model, processor = vqa_of(cfg.vqa)
+        public = cfg.vqa != "world"
+        answering = model.to(device), compbench.at_size(processor) if public else processor
+    judge = judge_of(cfg.judge, device) if "drawbench" in sets else None
+    return Instruments((scorer.to(device), words), answering, judge)
+
+
+def draw(cfg: Parameters, name: str, prompts: pd.DataFrame) -> np.ndarray:
+    """A picture of each row's prompt by a live arm (kind-ratio-seed): uint8 [N, size, size, 3].
+
+    ``cfg`` names the models. Raises UserError, naming the command, if the arm was not trained.
     """
     run = runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2))
     unet = UNet2DConditionModel.from_pretrained(run / "unet").float().eval().requires_grad_(False)
-    on = arm.studio([], cfg, {"captions": list(captions)})
-    options = {"seed": cfg.seed, "steps": cfg.sampling_steps, "dtype": on.dtype}
-    options["guidance"] = runs.results(run)["guidance"]
     unet = unet.to(pretrained.device(cfg))
-    pictures = sample(unet, on.autoencoder, on.states["captions"], **options)
-    seen = clip_score.resized(on.scorer[0], pictures)
-    table = clip_score.score_images(*on.scorer, seen, captions, cfg.seed)
-    hessel = clip_score.clip_scores(*on.scorer, seen, captions, "hessel")
-    cut = clip_score.truncated(*on.scorer, captions)
-    return table.assign(hessel=hessel, cut=cut, arm=name)
+    on = arm.studio([], cfg, {"all": list(prompts.prompt)})
+    options = {"steps": cfg.sampling_steps, "guidance": runs.results(run)["guidance"]}
+    pictures: list = [None] * len(prompts)
+    for seed, rows in prompts.reset_index(drop=True).groupby("seed").groups.items():
+        states = [on.states["all"][i] for i in rows]
+        drawn = sample(unet, on.autoencoder, states, seed=int(seed), dtype=on.dtype, **options)
+        for i, picture in zip(rows, drawn, strict=True):
+            pictures[i] = picture
+    return np.stack(pictures)
+
+
+def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments) -> pd.DataFrame:
+    """A row for each picture of a benchmark: prompt, seed, score, reason, and ``clip``.
+
+    Scores are CLIP's points for "captions" (with ``hessel``, the other variant, and ``cut``,
+    whether the scorer saw the beginning only), shares of 1 for the others.
+    """
+    said = list(prompts.prompt)
+    seen = clip_score.resized(by.scorer[0], images)
+    clip = table = clip_score.score_images(*by.scorer, seen, said)
+    if name == "captions":
+        hessel = clip_score.clip_scores(*by.scorer, seen, said, "hessel")
+        table = clip.assign(hessel=hessel, cut=clip_score.truncated(*by.scorer, said))
+    elif name == "drawbench":
+        table = drawbench.judged(prompts.assign(image=range(len(said))), list(images), by.judge)
+    else:
+        phrases = dict(zip(said, prompts.phrases, strict=True))
+        found = compbench.answers(*by.vqa, images, said, phrases)
+        table = compbench.scores(said, phrases, found, protocol="2024")
+        old = compbench.scores(said, phrases, found, protocol="2023").score
+        table = table.assign(**{"score 2023": old})
+    extra = {"category": list(prompts.category), "seed": list(prompts.seed)}
+    return table.assign(benchmark=name, clip=clip.score, **extra)
 
 
 def evaluate(
-    cfg: Parameters, names: Sequence[str], count: int, seed: int, folder: Path
-) -> pd.DataFrame:
-    """Each arm's mean CLIP score with its 95 % interval over captions; rows by arm.
+    cfg: Parameters, name: str, sets: dict[str, pd.DataFrame], by: Instruments, folder: Path
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """All rows of an arm on all benchmarks, and its pictures of the first ``cfg.shown`` captions.
 
-    Columns mean, low, high (100 × cosine), hessel (their mean), and cut (share of captions of which
-    the scorer saw the beginning only). Rows of an arm are kept in ``folder``, so that an
-    interrupted call goes on with the next. Raises UserError as ``coco_captions`` and ``score_arm``.
+    They are kept in ``folder`` benchmark by benchmark, so that an interrupted call goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    captions, rows = coco_captions(cfg.prompts_from, count, seed), {}
-    for name in names:
-        place = folder / f"{name}.parquet"
+    tables = []
+    for benchmark, prompts in sets.items():
+        place = folder / f"{name}-{benchmark}.parquet"
         if not place.is_file():
-            score_arm(cfg, name, captions).to_parquet(place)
-        found = pd.read_parquet(place)
-        low, high = stats.mean_interval(found.score, rng(0, f"photographs/{name}"))
-        means = {"mean": found.score.mean(), "low": low, "high": high}
-        rows[name] = means | {"hessel": found.hessel.mean(), "cut": found.cut.mean()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+            images = draw(cfg, name, prompts)
+            rows = score(benchmark, prompts, images, by).assign(system=arm.label(name))
+            np.save(place.with_suffix(".npy"), images[: cfg.shown], allow_pickle=False)
+            rows.to_parquet(place)
+        tables.append(pd.read_parquet(place))
+    shown = np.load(folder / f"{name}-captions.npy", allow_pickle=False)
+    return pd.concat(tables, ignore_index=True), shown

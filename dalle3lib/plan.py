@@ -13,7 +13,19 @@ from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
-from dalle3lib import UserError, config, latents, pairs, paths, pretrained, text, unet, vae
+from dalle3lib import (
+    UserError,
+    config,
+    latents,
+    pairs,
+    paths,
+    pretrained,
+    runs,
+    text,
+    training_captions,
+    unet,
+    vae,
+)
 from dalle3lib.config import Parameters
 from dalle3lib.images import open_source
 from dalle3lib.recaption import LENGTH
@@ -42,15 +54,18 @@ STEPS = """\
    or CC12M, pixparse/cc12m-wds (2,176 tars, 11.0 million images, four times that)
 2. COCO 2014 val, for evaluation only: val2014.zip (6.2 GB) and annotations_trainval2014.zip (0.24
    GB) from cocodataset.org into {prompts_from}, of the annotations captions_val2014.json alone
-3. Two captioners (KIND ssc, then dsc) from {coca}:
-   python -m dalle3lib run 02a_fine_tune -p preset {preset} -p kind KIND
-   It learns from COCO 2014 train (13.3 GB) and DOCCI (7.6 GB), and says where to get them; what
-   comes out is captioner/ in its run directory
-4. python -m dalle3lib recaption {images} {captions_from} --kind both --device cuda
+3. COCO 2014 train (13.3 GB) into {short_captions} and DOCCI (7.6 GB) into {long_captions}, from
+   which two captioners learn; notebook 02a says where to get them. Or name captioners that you
+   have: parameters ssc and dsc of the notebooks 02 and 03
+4. make book PRESET={preset} DATA={images}
+   It fine-tunes the captioners from {coca},
+   writes the captions of both folders of images, trains the arms and builds the book. On several
+   machines, caption before: run 02a_fine_tune with -p kind ssc, then dsc, and
+   python -m dalle3lib recaption {images} {captions_from} --kind both --device cuda
    --captioner ssc=… --captioner dsc=… --max-len ssc=76 --max-len dsc={longest}
-5. python -m dalle3lib recaption {prompts_from} {prompt_captions} --kind dsc --device cuda
+   python -m dalle3lib recaption {prompts_from} {prompt_captions} --kind dsc --device cuda
    --captioner dsc=… --max-len dsc={longest}
-6. make book PRESET={preset} DATA={images}"""
+   where … is captioner/ in the run directory of 02a"""
 LONGEST = 256  # tokens of a descriptive caption: the context that preset gpu fine-tunes
 
 
@@ -201,17 +216,28 @@ def disk(cfg: Parameters, arms: int) -> list[tuple[str, str, float]]:
 
 
 def folders(cfg: Parameters) -> list[str]:
-    """The folders that a preset names and that are not there, as lines of text."""
-    own = (pairs.WRITTEN, pairs.TRUTH)
-    unless = {"captions_from": own, "prompts_from": pairs.HELD_OUT, "prompt_captions": own[:1]}
-    lines = []
-    for name, words in unless.items():
-        folder = cfg.get(name, words[0])
-        if folder not in words and not paths.folder(folder).is_dir():
-            lines.append(f"{name}: there is no folder {paths.folder(folder)}")
-    if cfg.get("captions_from", own[0]) not in own and cfg.data == "world":
+    """The folders that a preset names and that are not there, as lines of text.
+
+    Those of captions may be missing: they are written on the way.
+    """
+    named = {} if cfg.prompts_from in pairs.HELD_OUT else {"prompts_from": cfg.prompts_from}
+    named |= teachers(cfg)
+    there = {name: paths.folder(where) for name, where in named.items()}
+    lines = [f"{name}: there is no folder {p}" for name, p in there.items() if not p.is_dir()]
+    if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH) and cfg.data == "world":
         lines.append("data: give the folder of tars with --data (make book … DATA=folder)")
     return lines
+
+
+def teachers(cfg: Parameters) -> dict[str, str]:
+    """The folders that captioners are yet to learn from, by the parameter that names them."""
+    given = {"preset": cfg.preset, "data": cfg.data}
+    chapter = config.from_preset("03_ssc_dsc", **given)
+    lessons = config.from_preset("02a_fine_tune", **given)
+    named = {"ssc": "short_captions", "dsc": "long_captions"}
+    due = {k: n for k, n in named.items() if chapter.get(k, "") == training_captions.FINE_TUNED}
+    made = {k: runs.run_path(cfg, "02a_fine_tune", k) / "manifest.json" for k in due}
+    return {name: lessons.values[name] for k, name in due.items() if not made[k].is_file()}
 
 
 def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None) -> str:
@@ -242,8 +268,11 @@ def report(cfg: Parameters, peak: float = PEAK, utilisation: float | None = None
     )
     if cfg.captions_from not in (pairs.WRITTEN, pairs.TRUTH):
         coca = next(model for model in pretrained.MODELS if model.role == "coca")
-        images = cfg.captions_from.removesuffix("-captions")
+        images = "cc3m" if cfg.data == "world" else cfg.data
         named = {"coca": coca, "longest": LONGEST, "preset": cfg.preset, "images": images}
+        named["captions_from"] = cfg.captions_from.replace("world-", "cc3m-")
+        lessons = config.from_preset("02a_fine_tune", preset=cfg.preset, data=cfg.data)
+        named |= {name: lessons.values[name] for name in ("short_captions", "long_captions")}
         lines += ["", "Before, in this order", *STEPS.format_map(cfg.values | named).splitlines()]
     if gone := folders(cfg):
         lines += ["", "Missing", *(f"  {line}" for line in gone)]

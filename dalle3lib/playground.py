@@ -1,6 +1,7 @@
-"""The playground: type a prompt and see what the shipped arms draw, and how well they followed it.
+"""The playground: type a prompt and see what trained arms draw, and how well they followed it.
 
-``generate`` draws one picture and reads it with the book's three instruments; ``path`` shows how
+``generate`` draws one picture and reads it with the book's three instruments (of pictures that are
+not the world's, the CLIP score alone can be told); ``path`` shows how
 it came out of noise; ``panel`` is the same behind buttons, for a notebook with a live kernel.
 """
 
@@ -9,7 +10,8 @@ import io
 import itertools
 import textwrap
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -20,13 +22,26 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from dalle3lib import UserError, chat_model, config, diffusion, paths, text, upsample, vae
+from dalle3lib import (
+    UserError,
+    chat_model,
+    config,
+    diffusion,
+    pairs,
+    paths,
+    pretrained,
+    text,
+    upsample,
+    upsample_scores,
+    vae,
+)
 from dalle3lib import arm as arms
+from dalle3lib.config import Parameters
 from dalle3lib.decoder import ConsistencyDecoder
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.foundation import ARMS
-from dalle3lib.images import to_uint8
 from dalle3lib.randomness import rng
+from dalle3lib.sample import decode as decode_latents
 from dalle3lib.sample import sample, start_noise
 from dalle3lib.world import Thing, descriptive_caption, reader, scene
 from dalle3lib.world.language import article, full_phrase
@@ -39,15 +54,36 @@ EXAMPLE = "a large striped red circle above a small blue star, on snow."
 
 
 class Models:
-    """The shipped networks that the playground needs: each is loaded at its first use, then kept.
+    """The networks that the playground needs: each is loaded at its first use, then kept.
 
-    Reading an attribute raises UserError if the files of that network are missing or damaged.
+    ``cfg`` names models, data and ``arms`` (kind-ratio-seed); without it, and for the world, the
+    arms are the shipped ones. Reading an attribute raises UserError if the files of that network
+    are missing or damaged.
     """
+
+    def __init__(self, cfg: Parameters = pretrained.SHIPPED) -> None:
+        self.cfg = cfg
+        self.world = cfg.get("data", "world") == "world"  # reader, judge and T5 know nothing else
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The arms by name, with their labels."""
+        live = () if self.world else self.cfg.arms
+        return {n: arms.label(n if live else f"{n}-0") for n in live or ARMS}
+
+    @property
+    def main(self) -> str:
+        """The arm that is asked where one is enough: DSC 95 %, or the last one."""
+        found = [name for name in self.names if name.startswith("dsc-95")]
+        return (found or list(self.names))[0 if found else -1]
+
+    def _place(self, role: str) -> Path:
+        return pretrained.directory(role, self.cfg.get(role, "world"))
 
     @cached_property
     def vae(self):
         """The autoencoder."""
-        return vae.load(paths.foundation("vae"))
+        return vae.load(self._place("vae")).to(pretrained.device(self.cfg))
 
     @cached_property
     def two_steps(self) -> ConsistencyDecoder:
@@ -57,12 +93,14 @@ class Models:
     @cached_property
     def text(self):
         """The text encoder and its tokenizer."""
-        return text.load(paths.foundation("t5"))
+        encoder, tokenizer = text.load(self._place("t5"), pretrained.dtype(self.cfg))
+        return encoder.to(pretrained.device(self.cfg)), tokenizer
 
     @cached_property
     def scorer(self):
         """The CLIP scorer and its tokenizer."""
-        return clip_score.load(paths.foundation("clip"))
+        scorer, tokenizer = clip_score.load(self._place("clip"))
+        return scorer.to(pretrained.device(self.cfg)), tokenizer
 
     @cached_property
     def judge(self):
@@ -72,7 +110,7 @@ class Models:
     @cached_property
     def upsamplers(self) -> dict[str, dict]:
         """What can write longer prompts here, by name: the options of ``upsample.upsample``."""
-        shipped = (paths.foundation_dir() / "upsampler").is_dir()
+        shipped = self.world and (paths.foundation_dir() / "upsampler").is_dir()
         found = {"T5": {"backend": "t5"}} if shipped else {}
         if there := chat_model.smollm2():
             found["SmolLM2"] = {"backend": "chat", "model": there, "prepend": False}
@@ -83,11 +121,13 @@ class Models:
         return {}
 
     def arm(self, name: str) -> tuple[UNet2DConditionModel, float]:
-        """An arm's network and its guidance scale; UserError if ``name`` is not in ``ARMS``."""
-        if name not in ARMS:
-            raise UserError(f"There is no arm {name!r}{config.nearest(name, ARMS)}")
+        """An arm's network and its guidance scale; UserError if ``name`` is not in ``names``."""
+        if name not in self.names:
+            raise UserError(f"There is no arm {name!r}{config.nearest(name, self.names)}")
         if name not in self._arms:
-            self._arms[name] = arms.load(name)
+            network = arms.load if self.world else partial(upsample_scores.network, self.cfg)
+            model, guidance = network(name)
+            self._arms[name] = model.to(pretrained.device(self.cfg)), guidance
         return self._arms[name]
 
 
@@ -95,13 +135,13 @@ class Models:
 class Result:
     """One drawn picture and what the three instruments say of it.
 
-    ``image`` is uint8 [64, 64, 3]; ``facts`` come from ``reader.read``; ``clip_score`` is 100
-    times the cosine of picture and prompt; ``answers`` maps each of ``questions_about`` the
-    prompt to the judge's answer; ``guidance`` is the scale that was used.
+    ``image`` is uint8 [H, W, 3]; ``facts`` come from ``reader.read`` (None outside the world);
+    ``clip_score`` is 100 times the cosine of picture and prompt; ``answers`` maps each of
+    ``questions_about`` the prompt to the judge's answer; ``guidance`` is the scale that was used.
     """
 
     image: np.ndarray
-    facts: dict
+    facts: dict | None
     clip_score: float
     answers: dict[str, str]
     guidance: float
@@ -110,7 +150,7 @@ class Result:
 def generate(
     models: Models,
     prompt: str,
-    arm: str = "dsc-95",
+    arm: str = "",
     *,
     seed: int = 0,
     guidance: float | None = None,
@@ -120,7 +160,8 @@ def generate(
 ) -> Result:
     """Draw one picture and read it: the same for the same prompt, arm, seed and options.
 
-    The starting noise depends on ``seed`` alone, so all arms (and all prompts) start alike.
+    Without a name the arm is ``models.main``. The starting noise depends on ``seed`` alone, so all
+    arms (and all prompts) start alike.
     ``guidance`` None is the arm's own, chosen on development prompts; ``steps`` are of DDIM.
     ``written`` is a text to draw in the place of the prompt (``upsampled``); the instruments are
     asked about the prompt all the same. ``decoder`` is one of ``DECODERS``. Raises UserError for an
@@ -131,10 +172,14 @@ def generate(
     if decoder not in DECODERS:
         raise UserError(f"There is no decoder {decoder!r}{config.nearest(decoder, DECODERS)}")
     decode = models.vae if decoder == DECODERS[0] else models.two_steps
-    images = sample(network, decode, [state], seed=seed, steps=steps, guidance=scale)
+    options = {"seed": seed, "steps": steps, "dtype": pretrained.dtype(models.cfg)}
+    images = sample(network, decode, [state], guidance=scale, **options)
+    seen = clip_score.resized(models.scorer[0], images)
+    score = float(clip_score.clip_scores(*models.scorer, seen, [prompt])[0])
+    if not models.world:
+        return Result(images[0], None, score, {}, scale)
     asked = questions_about(prompt)
     answers = vqa.answer(*models.judge, images, asked, of=[0] * len(asked))
-    score = float(clip_score.clip_scores(*models.scorer, images, [prompt])[0])
     facts = reader.read(images)[0]
     return Result(images[0], facts, score, dict(zip(asked, answers, strict=True)), scale)
 
@@ -154,24 +199,24 @@ def upsampled(models: Models, prompt: str, name: str = "T5", seed: int = 0) -> s
 def path(
     models: Models,
     prompt: str,
-    arm: str = "dsc-95",
+    arm: str = "",
     *,
     seed: int = 0,
     guidance: float | None = None,
     steps: int = 20,
 ) -> np.ndarray:
-    """What the network takes the clean picture to be at each step: uint8 [steps, 64, 64, 3].
+    """What the network takes the clean picture to be at each step: uint8 [steps, H, W, 3].
 
     Arguments and errors are those of ``generate``, whose picture is the last one here.
     """
     network, state, scale = _prepare(models, prompt, arm, guidance, steps)
     size = network.config.sample_size
-    noise = start_noise(seed, [0], (network.config.in_channels, size, size))
+    noise = start_noise(seed, [0], (network.config.in_channels, size, size)).to(network.device)
     estimates: list[Tensor] = []
-    told = diffusion.guided(network.eval(), *text.pad([state]), scale)
-    diffusion.ddim(told, noise, steps, lambda _, clean: estimates.append(clean))
-    latents = torch.cat(estimates) / models.vae.config.scaling_factor
-    return to_uint8(models.vae.decode(latents).sample)
+    told = diffusion.guided(network.eval(), *text.pad([state], network.device), scale)
+    with diffusion.autocast(network.device, pretrained.dtype(models.cfg)):
+        diffusion.ddim(told, noise, steps, lambda _, clean: estimates.append(clean))
+    return decode_latents(torch.cat(estimates), models.vae)
 
 
 def _prepare(
@@ -182,7 +227,7 @@ def _prepare(
         raise UserError('The prompt is empty: describe a picture, such as "a red circle on snow".')
     if steps < 1:
         raise UserError(f"{steps} DDIM steps draw nothing: take at least 1.")
-    network, own = models.arm(arm)
+    network, own = models.arm(arm or models.main)
     (state,) = text.encode(*models.text, [prompt])
     return network, state, own if guidance is None else float(guidance)
 
@@ -207,10 +252,13 @@ def describe(facts: dict) -> str:
 
 
 def report(result: Result) -> list[str]:
-    """What the three instruments say of a picture: one line each, the judge one per question."""
-    explained = f"{100 * result.facts['fit']:.0f}\N{NO-BREAK SPACE}%"
+    """What the instruments say of a picture: one line each, the judge one per question."""
+    read = []
+    if result.facts:
+        explained = f"{100 * result.facts['fit']:.0f}\N{NO-BREAK SPACE}%"
+        read = [f"reader: {describe(result.facts)} (explains {explained})"]
     return [
-        f"reader: {describe(result.facts)} (explains {explained})",
+        *read,
         f"CLIP score: {result.clip_score:.1f}",
         *(f"judge: {question} {answer}" for question, answer in result.answers.items()),
     ]
@@ -249,10 +297,12 @@ def panel(models: Models) -> widgets.VBox:
     A mistake is shown in the panel as one sentence. The networks are loaded at the first "Draw".
     """
     wide = {"style": {"description_width": "initial"}}
-    labels = {name: arms.label(f"{name}-0") for name in ARMS}
-    prompt = widgets.Textarea(EXAMPLE, description="prompt", rows=2, layout={"width": "40em"})
+    labels = models.names
+    prompt = widgets.Textarea(
+        models.cfg.get("prompt", EXAMPLE), description="prompt", rows=2, layout={"width": "40em"}
+    )
     arm = widgets.Dropdown(
-        options=[("all, side by side", ARMS), *((labels[name], (name,)) for name in ARMS)],
+        options=[("all, side by side", tuple(labels)), *((labels[n], (n,)) for n in labels)],
         description="arm",
     )
     writer = widgets.Dropdown(
@@ -264,7 +314,7 @@ def panel(models: Models) -> widgets.VBox:
     guidance = widgets.FloatSlider(
         3, min=1, max=10, step=0.5, description="guidance", disabled=True
     )
-    decoder = widgets.Dropdown(options=DECODERS, description="decoder")
+    decoder = widgets.Dropdown(options=DECODERS[: 1 + models.world], description="decoder")
     steps = widgets.IntSlider(20, min=1, max=50, description="DDIM steps", **wide)
     seed = widgets.BoundedIntText(0, min=0, max=999_999, description="seed")
     draw = widgets.Button(description="Draw", button_style="primary")
@@ -274,9 +324,7 @@ def panel(models: Models) -> widgets.VBox:
     numbers = itertools.count()
 
     def suggest(_) -> None:
-        index = next(numbers)
-        random = rng(0, "playground/prompt", index)
-        prompt.value = descriptive_caption(scene("dev", index), random)
+        prompt.value = suggestion(models.cfg, next(numbers))
 
     def show(_) -> None:
         options = {"seed": seed.value, "steps": steps.value, "decoder": decoder.value}
@@ -290,7 +338,8 @@ def panel(models: Models) -> widgets.VBox:
                 title = f"{labels[name]}, guidance {result.guidance:g}"
                 pictures.children += (_card(title, result),)
             told = [f"Drawn: {options['written']}"] if writer.value else []
-            message.value = "<br>".join(map(html.escape, [*told, hint(prompt.value)]))
+            told += [hint(prompt.value)] if models.world else []
+            message.value = "<br>".join(map(html.escape, told))
         except UserError as error:
             message.value = f"<b>{html.escape(str(error))}</b>"
         finally:
@@ -300,6 +349,14 @@ def panel(models: Models) -> widgets.VBox:
     draw.on_click(show)
     rows = [[arm, seed, steps], [own, guidance], [writer, decoder], [draw, another]]
     return widgets.VBox([prompt, *map(widgets.HBox, rows), message, pictures])
+
+
+def suggestion(cfg: Parameters, index: int) -> str:
+    """A prompt to try: the description of a held-out scene, or a held-out image's caption."""
+    if cfg.get("data", "world") == "world":
+        return descriptive_caption(scene("dev", index), rng(0, "playground/prompt", index))
+    records = pairs.held_out(cfg, index + 1)
+    return records[index % len(records)].alt
 
 
 def _card(title: str, result: Result) -> widgets.VBox:

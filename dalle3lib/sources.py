@@ -143,7 +143,7 @@ def _folder_shards(
         missing = problems.pop("image file missing", [])
         problems.pop("image without a caption", None)  # it will get one
         if problems:
-            raise UserError(coco.report(folder, found[0], problems))
+            raise coco.BadFolder(folder, found[0], problems)
         keys |= {path: key for key, path in located.items()}
         images |= dict.fromkeys(missing, 0)  # reading them will say that they are not there
         keys |= {name: name for name in missing}

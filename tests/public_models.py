@@ -11,12 +11,24 @@ from pathlib import Path
 
 import open_clip
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ConsistencyDecoderVAE
 from safetensors.torch import save_file
+from tiny_chat import write_chat_model
 from tiny_coca import public_model
-from transformers import T5Config, T5ForConditionalGeneration
+from tiny_vision import write_vision_model
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    BlipForQuestionAnswering,
+    BlipImageProcessor,
+    BlipProcessor,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from dalle3lib import captioner, plan, pretrained, recaption, text
+from dalle3lib.automatic_evaluation import BOUND
+from dalle3lib.evals import compbench
 
 WORDS = ["a dog on the grass", "two people in a red car", "a plate of food on a table"] * 20
 
@@ -154,3 +166,67 @@ def write_captions(where: Path) -> None:
         lengths={"dsc": 12},
         max_bad=1.0,
     )
+
+
+# ---- what the pages on photographs need besides --------------------------------------------------
+
+
+def write_blip(where: Path) -> Path:
+    """A BLIP for visual questions with random weights and a word for each of a few questions."""
+    states = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    states |= {"num_hidden_layers": 2}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "?", "a", "red", "the"]
+    vision = {"image_size": 64, "patch_size": 32, "initializer_range": 0.02}
+    text_sizes = {"vocab_size": len(words) + 2, "bos_token_id": len(words), "pad_token_id": 0}
+    text_sizes |= {"sep_token_id": 3, "eos_token_id": 3, "max_position_embeddings": 128}
+    torch.manual_seed(0)
+    config = BlipConfig(vision_config=states | vision, text_config=states | text_sizes)
+    BlipForQuestionAnswering(config).save_pretrained(where)
+    images = BlipImageProcessor(size={"height": 64, "width": 64})
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    BlipProcessor(images, tokenizer).save_pretrained(where)
+    return where
+
+
+def write_decoder(where: Path) -> Path:
+    """OpenAI's consistency decoder, narrow and shallow."""
+    torch.manual_seed(0)
+    sides = {name: (32, 32, 32, 32) for name in ("encoder", "decoder")}
+    widths = {f"{name}_block_out_channels": size for name, size in sides.items()}
+    layers = {f"{name}_layers_per_block": 1 for name in sides}
+    ConsistencyDecoderVAE(**widths, **layers, sample_size=64).save_pretrained(where)
+    return where
+
+
+def write_coca(where: Path) -> Path:
+    """CoCa ViT-L/14 in small, as ``captioner.save`` writes it."""
+    captioner.save(public_model("coca_ViT-L-14"), open_clip.get_tokenizer("coca_ViT-L-14"), where)
+    return where
+
+
+def write_phrases(where: Path, sets: dict[str, list[str]]) -> Path:
+    """Noun phrases of prompts in a file, without spaCy: a phrase for each "and" of a prompt."""
+    found = {prompt: prompt.split(" and ") for prompts in sets.values() for prompt in prompts}
+    where.write_text(json.dumps(found))
+    return where
+
+
+def write_folder(where: Path, photos: list[tuple[Path, str]]) -> Path:
+    """A folder of photographs with one COCO-format captions file, as a user would bring it."""
+    where.mkdir(parents=True)
+    for path, _ in photos:
+        (where / path.name).write_bytes(path.read_bytes())
+    listed = [{"id": i, "file_name": path.name} for i, (path, _) in enumerate(photos)]
+    said = [{"id": i, "image_id": i, "caption": text} for i, (_, text) in enumerate(photos)]
+    (where / "captions.json").write_text(json.dumps({"images": listed, "annotations": said}))
+    return where
+
+
+def write_page_models(where: Path, benchmarks: Path) -> None:
+    """All that the pages on photographs ask: decoder, BLIP, chat and vision-language models."""
+    write_decoder(where / "decoder")
+    write_blip(where / "blip")
+    write_chat_model(where / "chat")
+    write_vision_model(where / "llava")
+    lists = {name: compbench.prompts(name, benchmarks / "t2i-compbench") for name in BOUND}
+    write_phrases(where / "phrases.json", lists)

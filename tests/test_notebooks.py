@@ -11,9 +11,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from PIL import Image
+from conftest import write_folder
 
-from dalle3lib import claims, config, paths, runs
+from dalle3lib import claims, config, paths, runs, which_chapters
 from dalle3lib.evals import published_files as public
 
 STEMS = config.notebook_stems()
@@ -105,7 +105,10 @@ def test_the_whole_book_runs(smoke):
     )  # every figure has its own
     for stem in STEMS:
         made = list((where / "smoke" / stem).glob("*/manifest.json"))
-        assert len(made) == {"02a_fine_tune": 2, "04a_train_arm": 4}.get(stem, 1)
+        expected = {"02a_fine_tune": 2, "04a_train_arm": 4}.get(stem, stem in which_chapters.WORLD)
+        assert len(made) == expected
+        if not expected:
+            continue
         for manifest in made:
             assert runs.load(manifest.parent)["wall_seconds"] > 0
             assert stem in said  # in the table of times
@@ -208,22 +211,7 @@ def test_the_book_of_a_folder_of_photographs(benchmarks, tmp_path):
     assert code == 0, said
     (root,) = (path for path in tmp_path.iterdir() if path.name.startswith("smoke-coco-mini"))
     made = {path.parent.parent.name for path in root.glob("*/*/manifest.json")}
-    assert {"01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind", "04a_train_arm"} <= made
-    assert not made & {"00_foundations", "99_ledger"}
-
-
-def write_folder(folder: Path, captions: list[str]) -> None:
-    """A folder of small pictures with one COCO-format caption each."""
-    folder.mkdir()
-    for number in range(len(captions)):
-        Image.new("RGB", (70, 80), (9 * number, 50, 200)).save(folder / f"{number}.png")
-    content = {
-        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(len(captions))],
-        "annotations": [
-            {"id": n, "image_id": n, "caption": caption} for n, caption in enumerate(captions)
-        ],
-    }
-    (folder / "captions.json").write_text(runs.to_json(content))
+    assert made == {*which_chapters.IMAGES, "04a_train_arm"}
 
 
 @pytest.mark.parametrize("problem", ["image", "caption"])

@@ -79,7 +79,7 @@ def test_the_report_lists_what_is_needed():
 
 def test_a_preset_that_lacks_its_folders_does_not_start(monkeypatch):
     monkeypatch.setattr(plan.pretrained, "missing", lambda model: [])
-    with pytest.raises(UserError, match="cannot start: captions_from: there is no folder .*cc3m-"):
+    with pytest.raises(UserError, match="cannot start: prompts_from: .*; short_captions: .*docci"):
         plan.check(cfg("gpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds none"):

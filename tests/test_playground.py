@@ -145,7 +145,8 @@ def test_networks_are_loaded_once_and_only_when_used(foundations, monkeypatch):
     assert asked == []
     assert networks.vae is networks.vae and networks.text is networks.text
     assert asked == ["vae", "t5"]
-    monkeypatch.setattr(playground.arms, "load", lambda name: (asked.append(name), 1.0))
+    network = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(playground.arms, "load", lambda n: (asked.append(n), (network, 1.0))[1])
     assert networks.arm("ssc-95") is networks.arm("ssc-95") and asked[2:] == ["ssc-95"]
 
 

@@ -15,13 +15,24 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_tiny
+from conftest import write_folder, write_tiny
 
-from dalle3lib import config, paths
+from dalle3lib import config, paths, which_chapters
 
 PRESET = "common:\n  data: world\n  arms: [dsc-95-0]\n"
 TEACHING = 'kind: str = "dsc"  # kind\nlong_captions: str = "world"  # folder\n'
 ARM = 'kind: str = "dsc"  # kind\nratio: int = 95  # percent\nseed: int = 0  # seed\n'
+CAPTIONS = 'captions_from: str = None  # folder\nprompt_captions: str = "written"  # folder\n'
+WRITER = """\
+from dalle3lib import files, paths
+def write(cfg, captioners):
+    manifest = paths.folder(cfg.captions_from) / "manifest.json"
+    if not manifest.is_file():
+        manifest.parent.mkdir()
+        files.write_atomic(manifest, b"{}")
+        print("captions are written", flush=True)
+    return {cfg.captions_from: files.sha256(manifest)}
+"""
 BOOK = """\
 from dalle3lib.paths import ROOT
 def build(root, preset, data, out=None):
@@ -72,6 +83,7 @@ class Project:
                 "08_recipe",
                 "09_human_evaluation",
                 "10_automatic_evaluation",
+                *("06a_photographs", "07a_photographs", "10a_photographs"),
                 "11_released_verdicts",
                 "12_limitations",
                 "13_playground",
@@ -139,8 +151,8 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> str:
-    """A folder of images (empty: the tiny notebooks do not open them)."""
-    (tmp_path / "my photos").mkdir()
+    """A folder of three images with captions: what the command line looks at before it starts."""
+    write_folder(tmp_path / "my photos", ["a dog", "a cat", "a bird"])
     return str(tmp_path / "my photos")
 
 
@@ -193,13 +205,31 @@ def test_a_failed_chapter_stops_only_what_reads_it(project):
 def test_a_folder_of_images_gets_the_chapters_that_can_use_it(project, photos):
     code, ran, said = project.make(photos)
     assert code == 0, said
-    chapters = ["01_world", "02_captioning", "03_ssc_dsc", "04_caption_kind"]
-    chapters += ["04a_train_arm--dsc-95-0"]
-    assert ran == chapters
+    expected = sorted([*which_chapters.IMAGES, "04a_train_arm--dsc-95-0"])
+    assert ran == expected and "06_upsampling" not in ran
+    for stem, reason in which_chapters.left_out(photos).items():
+        assert f"{stem}: {reason}" in said
     assert sorted(os.listdir(project.root / "runs")) == [".cache", project.runs(photos).name]
     assert project.make(photos)[1] == []
-    (Path(photos) / "new.jpg").touch()
-    assert project.make(photos)[1] == chapters
+    os.utime(Path(photos) / "0.png", (1, 1))
+    assert project.make(photos)[1] == expected
+
+
+def test_captions_are_written_before_what_reads_them_and_noticed_when_they_change(project, photos):
+    """A stand-in writes them; the arms wait for it, and run again when the folder is another."""
+    project.preset(PRESET + "  captions_from: '{data}-captions'\n")
+    project.notebook("04a_train_arm", ARM + CAPTIONS, names=', "kind", "ratio", "seed"')
+    (project.root / "dalle3lib" / "training_captions.py").write_text(WRITER)
+    code, ran, said = project.make(photos)
+    assert code == 0, said
+    order = re.findall(r"^(?:(\S+): started|captions are written)$", said, re.M)
+    assert order.index("") < order.index("04a_train_arm--dsc-95-0")
+    assert project.make(photos)[1] == []
+    Path(photos + "-captions", "manifest.json").write_text('{"other": 1}')
+    again = project.make(photos)[1]
+    assert "04a_train_arm--dsc-95-0" in again and "02_captioning" in again
+    assert "01_world" not in again
+    assert project.make(photos)[1] == []
 
 
 @pytest.mark.parametrize("killed", ["the driver", "everything", "the kernel"])
@@ -243,7 +273,7 @@ def test_two_calls_at_once_do_not_mix(project, photos):
     said = [process.communicate()[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), said
     ran = re.findall(r"^(\S+): started$", "".join(said), re.M)
-    assert len(ran) == len(set(ran)) == 5
+    assert len(ran) == len(set(ran)) == len(which_chapters.IMAGES) + 1
     assert sum("Another `make book` is working" in text for text in said) == 1
 
 
