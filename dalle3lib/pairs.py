@@ -205,7 +205,7 @@ def with_alt(
     if bad:
         told = "; ".join(f"{reason} × {n}" for reason, n in bad.most_common(5))
         print(f"{sum(bad.values()):,} images of split {split} left out: {told}")
-    if not records:
+    if count and not records:
         raise UserError(
             f"{data} has no usable image with alt-text in its split {split}: a twentieth of the "
             "images is dev, three twentieths are test, so give more images."

@@ -254,6 +254,7 @@ def test_alt_text_in_a_tar_is_read_with_its_splits(folder, tmp_path, capsys):
     )
     assert all(images.split_of(r.key) == split for split in found for r in found[split])
     assert "it has no alt-text × 1" in said and "truncated × 1" in said
+    assert images.open_source(str(tmp_path / "tars"), "test", 0, 32) == []
 
 
 def test_prompts_held_out_of_the_data_are_never_trained_on(folder):
