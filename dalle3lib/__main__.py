@@ -5,25 +5,19 @@
 """
 
 import argparse
-import fcntl
-import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from dalle3lib import UserError, doctor, paths
-from dalle3lib.files import guard, sha256, to_json, write_atomic
+from dalle3lib import UserError, doctor
+from dalle3lib.files import guard, to_json, write_atomic
 
 try:
-    from dalle3lib import config, fingerprint, rate, runs, study, upsample
+    from dalle3lib import config, rate, study, upsample
 except ModuleNotFoundError:  # nothing can run without packages, so say what else is missing
     sys.exit(doctor.command())
-
-# One thread a process: two jobs share two cores, and a sum has the same bits in every run.
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,176 +130,21 @@ def run_command(options: argparse.Namespace) -> None:
             nearest = config.nearest(name, declared)
             raise UserError(f"{options.notebook} has no parameter {name!r}{nearest}")
         given[name] = config.parse(name, declared[name].type, text)
-    run_notebook(options.notebook, given, options.o)
+    from dalle3lib import execution
 
-
-def run_notebook(notebook: str, given: dict[str, Any], out: Path | None = None) -> Path:
-    """Execute a notebook with the given parameters and return the executed copy's path.
-
-    The copy appears under its name only when every cell and the run itself finished; a failed
-    one stays beside it as ``….failed.ipynb``. Raises UserError saying what failed.
-    """
-    cfg = config.from_preset(notebook, **given)
-    run = cfg.root / notebook / runs.run_id(cfg, *fingerprint.identity_names(notebook))
-    name = notebook if run.name == "main" else f"{notebook}--{run.name}"
-    out = (out or cfg.root / "notebooks" / f"{name}.ipynb").absolute()
-    failed = out.with_suffix(".failed.ipynb")
-    unfinished = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
-    print(f"{name}: started", flush=True)
-    if runs.busy(run):
-        print(f"{name}: waiting for another process that works on {run}", flush=True)
-    began = time.time()
-    with guard(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _execute(notebook, {name: cfg.values[name] for name in given}, unfinished, began)
-            if not _finished_since(run, began):
-                raise UserError(f"Notebook {notebook} ended before its run was finished.")
-            os.replace(unfinished, out)
-            failed.unlink(missing_ok=True)
-        except UserError:
-            out.unlink(missing_ok=True)
-            if unfinished.exists():
-                os.replace(unfinished, failed)
-                print(f"{name}: failed, see {failed}", file=sys.stderr)
-            raise
-        finally:
-            unfinished.unlink(missing_ok=True)
-    print(f"{name}: finished in {time.time() - began:.0f} s", flush=True)
-    return out
-
-
-def _execute(notebook: str, given: dict[str, Any], out: Path, began: float) -> None:
-    """Run papermill in a kernel that started at ``began``; UserError saying why it failed."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    private = paths.runs_dir() / ".cache"  # instead of dot files in the user's home
-    for variable, name in (("IPYTHONDIR", "ipython"), ("MPLCONFIGDIR", "matplotlib")):
-        (private / name).mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault(variable, str(private / name))
-    os.environ["DALLE3_STARTED"] = str(began)
-    source = config.notebook_path(notebook)
-    try:
-        papermill.execute_notebook(
-            source,
-            out,
-            given,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            cwd=paths.ROOT,
-            start_timeout=300,  # seconds; two jobs may start while the machine is busy
-            extra_arguments=["--log-level=50", "--ext=dalle3lib.figure_data"],
-        )
-    except papermill.PapermillExecutionError as error:
-        said = f"{error.ename} in notebook {notebook}: {error.evalue}"
-        raise UserError(error.evalue if error.ename == "UserError" else said) from None
-    except DeadKernelError:
-        raise UserError(f"The kernel of {notebook} died (out of memory?).") from None
-    finally:
-        del os.environ["DALLE3_STARTED"]
-
-
-def _finished_since(run: Path, began: float) -> bool:
-    """Whether a run is complete and was finished after a moment (seconds since the epoch)."""
-    try:
-        return runs.load(run)["finished"] >= runs.utc(began)
-    except UserError:
-        return False
+    execution.run_notebook(options.notebook, given, options.o)
 
 
 def graph_command(options: argparse.Namespace) -> int:
     """Run every chapter that is out of date, build the book, and print the times; as make book."""
+    from dalle3lib import graph
+
     root = _root(options)
-    for stem in config.notebook_stems():  # a mistake in the preset shows before anything runs
-        config.from_preset(stem, preset=options.preset, data=options.data)
-    _announce(options)
-    _look_at(options, root)
     began = time.time()
-    with guard(root):
-        root.mkdir(parents=True, exist_ok=True)
-    # The lock is not inherited by children and goes with this process, however it ends; jobs of a
-    # killed call that still run are waited for one by one, by the lock of each run directory.
-    with open(root / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"Another `make book` is working in {root}; waiting for it.", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        _notice_new_captions(root)
-        for failed in (root / "notebooks").glob("*.failed.ipynb"):
-            failed.unlink()  # what failed before runs again now
-        code = _snakemake(root, options)
+    code = graph.run(root, options.preset, options.data, options.profile)
     times_command(options)
     print(f"This call took {time.time() - began:.0f} s.")
-    _tell_agreement(root / "04_caption_kind" / "main")
-    index = paths.ROOT / "book" / "_build" / root.name / "html" / "index.html"
-    if code:
-        return _report_failure(options, root)
-    print(f"Open {index}")
-    return 0
-
-
-def _look_at(options: argparse.Namespace, root: Path) -> None:
-    """Say what a book of these images leaves out; UserError with all that is wrong with them.
-
-    A folder with a damaged picture or a missing caption stops here, before anything starts; every
-    problem is then listed in a file under ``root``.
-    """
-    if options.data == "world":
-        return
-    from dalle3lib import coco, images, which_chapters
-
-    try:
-        images.open_source(options.data, "train", 1)
-    except coco.BadFolder as error:
-        with guard(root):
-            root.mkdir(parents=True, exist_ok=True)
-        write_atomic(root / "problems.txt", error.listing().encode())
-        raise UserError(f"{error} {root / 'problems.txt'} lists all of them.") from None
-    (root / "problems.txt").unlink(missing_ok=True)
-    _check_prompts(options)
-    print("Chapters that these images cannot have:")
-    cfg = config.from_preset("04_caption_kind", preset=options.preset, data=options.data)
-    for stem, reason in which_chapters.left_out(options.data, cfg.get("evidence", "")).items():
-        print(f"  {stem}: {reason}")
-    print(flush=True)
-
-
-def _check_prompts(options: argparse.Namespace) -> None:
-    """UserError where a folder is too small to hold out the images that prompts are made of."""
-    from dalle3lib import images, pairs
-
-    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
-    split = cfg.get("prompts_from", "")
-    if split in pairs.HELD_OUT and len(images.open_source(options.data, split, 2)) < 2:
-        raise UserError(
-            f"Fewer than 2 of these images fall into the split {split}, of which prompts are made "
-            "and without which there is no interval: give more images, 40 or so."
-        )
-
-
-def _notice_new_captions(root: Path) -> None:
-    """Write down anew which captions the graph reads, so that others than before are a change."""
-    marker = root / "captions" / "complete.json"
-    known = json.loads(marker.read_bytes()) if marker.is_file() else {}
-    manifests = {folder: paths.folder(folder) / "manifest.json" for folder in known}
-    if not all(file.is_file() for file in manifests.values()):
-        marker.unlink()  # they are written again when something needs them
-        return
-    found = {folder: sha256(file) for folder, file in manifests.items()}
-    if found != known:
-        write_atomic(marker, to_json(found).encode())
-
-
-def _tell_agreement(chapter: Path) -> None:
-    """Say whether the arms that chapter 04 compared agree with the committed study."""
-    from dalle3lib import agreement
-
-    if (chapter / "manifest.json").is_file():
-        for line in agreement.sentences(runs.results(chapter).get("agreement", [])):
-            print(line)
+    return graph.report(root, options.preset, options.data, code)
 
 
 def plan_command(options: argparse.Namespace) -> None:
@@ -315,45 +154,6 @@ def plan_command(options: argparse.Namespace) -> None:
     _root(options)
     cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
     print(plan.report(cfg, options.peak or plan.PEAK, options.utilisation))
-
-
-def _announce(options: argparse.Namespace) -> None:
-    """Print the plan of a preset that needs a GPU or public models; UserError for what is missing.
-
-    Nothing has started by then.
-    """
-    cfg = config.from_preset("04a_train_arm", preset=options.preset, data=options.data)
-    if cfg.get("device", "cpu") != "cpu" or cfg.get("size", 64) != 64:
-        from dalle3lib import plan
-
-        print(plan.report(cfg), flush=True)
-        plan.check(cfg)
-
-
-def _snakemake(root: Path, options: argparse.Namespace) -> int:
-    """Run the graph in ``workflow/Snakefile`` and return Snakemake's exit code."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
-    command += ["--profile", f"workflow/profiles/{options.profile}", "--directory", str(root)]
-    if options.profile == "local":
-        command += ["--cores", str(config.jobs(options.preset))]
-    command += ["--config", f"preset={options.preset}", f"data={json.dumps(options.data)}"]  # YAML
-    python_path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path} | ONE_THREAD
-    return subprocess.run(command, cwd=paths.ROOT, env=os.environ | environment).returncode
-
-
-def _report_failure(options: argparse.Namespace, root: Path) -> int:
-    """Name the notebooks that failed, after building the book whose pages say so; return 1."""
-    failed = sorted((root / "notebooks").glob("*.failed.ipynb"))
-    if failed:
-        try:
-            book_command(options)
-        except UserError as error:
-            print(error, file=sys.stderr)
-    for path in failed:
-        print(f"failed: {path}", file=sys.stderr)
-    print("error: not everything finished; run the same command again to go on.", file=sys.stderr)
-    return 1
 
 
 def captions_command(options: argparse.Namespace) -> None:
@@ -440,9 +240,11 @@ def cards_command(_options: argparse.Namespace) -> None:
 
 def recaption_command(options: argparse.Namespace) -> None:
     """Write synthetic captions for any dataset: a folder, tars, a Hugging Face dataset."""
-    os.environ |= ONE_THREAD
     from dataclasses import replace
 
+    from dalle3lib import graph
+
+    os.environ |= graph.ONE_THREAD  # before torch is imported
     from dalle3lib import recaption, sources
 
     given = {"max_pixels": options.max_pixels, "min_side": options.min_side}

@@ -67,7 +67,7 @@ GROUPS = {
     "runs": (
         "Runs, figures and the book",
         (
-            *("paths", "config", "runs", "fingerprint", "files"),
+            *("paths", "config", "runs", "fingerprint", "files", "execution", "graph"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
             *("verdict_plots", "evidence_plots", "human_plots"),
             *("figure_data", "playground", "explorer", "explorer_page", "ledger_page"),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from dalle3lib import __main__, figure_data, plots
+from dalle3lib import execution, figure_data, plots
 
 
 def rows(figure) -> list[tuple]:
@@ -87,6 +87,6 @@ def test_the_command_line_runs_notebooks_with_it(tiny):
         "import matplotlib.pyplot as plt\nplt.plot([1, 2], [3, 4])\nplt.show()",
         "run.finish({})",
     )
-    out = __main__.run_notebook("01_tiny", {})
+    out = execution.run_notebook("01_tiny", {})
     outputs = nbformat.read(out, 4).cells[3].outputs
     assert ["1,,line,1.0,3.0" in o.data.get("text/csv", "") for o in outputs] == [True]
