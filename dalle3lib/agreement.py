@@ -73,7 +73,11 @@ def of_build(found: dict[str, Path | None], results: Results) -> pd.DataFrame:
         arm = name.rsplit("-", 1)[0]
         seeds = len(results.tables.get(arm, ()))
         if run is None or seeds < 2:
-            why = "not trained in this build" if run is None else f"the study has {seeds} seeds"
+            why = (
+                "not trained in this build"
+                if run is None
+                else f"the study has {seeds} seed{'s' * (seeds != 1)}"
+            )
         elif odd := differing(run, arm, results):
             why = f"trained otherwise ({', '.join(odd[:3])}{', …' if odd[3:] else ''})"
         else:

@@ -71,4 +71,4 @@ def test_what_a_build_is_told():
 def test_a_study_of_one_seed_expects_nothing(folder, runs_root):  # noqa: F811
     fill(folder, seeds=[100])
     table = agreement.of_build({"dsc-95-0": built("dsc-95")}, study_results.load("main"))
-    assert table.remark.item() == "the study has 1 seeds"
+    assert table.remark.item() == "the study has 1 seed"
