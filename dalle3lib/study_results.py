@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dalle3lib import UserError, files, pairs, paths, runs
 from dalle3lib.config import Parameters
+from dalle3lib.study_stages import STAGES
 
 METHOD_VERSION = 1  # raise it when training, sampling or scoring changes, and run the study anew
 FOLDER = paths.ROOT / "data" / "study"
@@ -245,8 +246,12 @@ def load(stage: str) -> Results:
 
 
 def committed() -> Results:
-    """The results of the main stage, or, as long as it has none, of the pilot. As ``load``."""
-    return load("main" if names("main") else "pilot")
+    """The results of the main stage, or, until all its arms have two seeds, of the pilot. As
+    ``load``."""
+    found = {stage: load(stage) for stage in ("main", "pilot") if names(stage)}
+    main, arms = found.get("main"), STAGES["main"].arms
+    whole = main and all(len(main.tables.get(arm, ())) > 1 for arm in arms)
+    return main if whole else found.get("pilot") or main or load("main")
 
 
 def from_runs(cfg: Parameters, names: Sequence[str]) -> Results:

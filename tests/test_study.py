@@ -437,6 +437,17 @@ def test_the_pilot_stands_in_where_the_main_stage_has_nothing_yet(folder):
     assert verdicts["dsc-over-original-on-original-prompts"] == "pilot"
 
 
+def test_the_main_stage_is_shown_when_all_its_arms_have_two_seeds(folder):
+    fill(folder, ["original-0", "ssc-95"], range(10, 14), "pilot")
+    fill(folder, ["original-0", "ssc-95"], range(100, 103))
+    assert study_results.committed().stage == "pilot"
+    fill(folder, seeds=[100, 101])
+    assert study_results.committed().stage == "main"
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="no results"):
+        study_results.committed()
+
+
 def test_a_builds_own_runs_are_evidence_as_far_as_they_go(folder):
     """Two kinds of prompt and no facts: the claims about others are left out, none is invented."""
     fill(folder, ["original-0", "dsc-95"])
