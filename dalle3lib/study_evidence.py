@@ -175,9 +175,12 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
         s = Scores(results, how.arms)
         random, margin = rng(0, f"study/{name}"), claim.smallest_effect
         try:
-            entry = stats.effect(how.differences(s), random, claim.direction, margin)
+            differences = how.differences(s)
         except KeyError:  # a build's own runs ask fewer kinds of prompt, photographs have no facts
             continue
+        if np.isnan(differences).any(axis=0).all():  # no prompt has what is measured
+            continue
+        entry = stats.effect(differences, random, claim.direction, margin)
         if name == "descriptive-prompts-score-higher":
             entry["p"] = max(
                 stats.sign_flip_p(stats.seed_means(s(arm, "descriptive") - s(arm, "original")))

@@ -341,7 +341,7 @@ def test_two_calls_at_once_share_the_work(foundations, tmp_path):
 
 def test_an_interruption_is_one_line(tiny_foundation, tmp_path):
     out = tmp_path / "out"
-    process = start("world:train:4000", out, "--workers", "2", foundation=tiny_foundation)
+    process = start("world:train:20000", out, "--workers", "2", foundation=tiny_foundation)
     while not list(out.glob(".shards/0*.json")):
         time.sleep(0.05)
     workers = local_workers(process)

@@ -462,7 +462,7 @@ def test_public_latents_are_decoded_both_ways_and_those_of_sdxl_refused(released
 
     table = through("sd")
     assert {name for _, name in table} == {"VAE decoder", "consistency, 2 steps"}
-    assert {name for name, _ in table} == {"PSNR (dB)", "LPIPS"}
-    assert table.shape == (1, 4) and np.isfinite(table.to_numpy()).all()
+    assert {name for name, _ in table} == {"PSNR (dB)", "SSIM", "LPIPS"}
+    assert table.shape == (1, 6) and np.isfinite(table.to_numpy()).all()
     with pytest.raises(UserError, match="SDXL"):
         through("sdxl")

@@ -262,7 +262,8 @@ def test_nothing_is_cut_off_sideways_at_any_size(rater):
     tab = rater.open()
     for width, height in [(320, 568), (844, 390), (768, 1024), (1920, 1080)]:
         tab.set_viewport_size({"width": width, "height": height})
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        # the browser lays the page out anew a moment after its window was resized
+        tab.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
         for name in ("Picture A", "No difference", "Picture B"):
             box = button(tab, name).bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= width

@@ -132,10 +132,13 @@ class Project:
         )
 
     def make(self, data: str = "world") -> tuple[int, list[str], str]:
-        """Run the graph; return the exit code, the sorted names of what ran, and all it said."""
+        """Run the graph; return the exit code, the sorted names of what ran, and all it said.
+
+        Jobs say things at the same time, so a line need not begin with what one of them says.
+        """
         process = self.start(data)
         said, _ = process.communicate()
-        return process.returncode, sorted(re.findall(r"^(\S+): started$", said, re.M)), said
+        return process.returncode, sorted(re.findall(r"(\d\d[a-z]?_[\w.-]+): started", said)), said
 
     def edit(self, name: str, text: str) -> None:
         """Append a text to a module of the copy."""
