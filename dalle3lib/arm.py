@@ -334,8 +334,7 @@ def over_seeds(cfg: Parameters, names: Sequence[str]) -> pd.DataFrame:
     summary = []
     for (arm, kind), group in table.groupby(["arm", "kind"], sort=False):
         values = group.score.to_numpy()
-        drawn = rng(0, f"seeds/{arm}/{kind}")
-        low, high = stats.mean_interval(values, drawn) if len(values) > 1 else (np.nan, np.nan)
+        low, high = stats.seed_interval(values) if len(values) > 1 else (np.nan, np.nan)
         summary.append((arm, kind, len(values), values.mean(), low, high))
     return pd.DataFrame(summary, columns=["arm", "kind", "seeds", "mean", "low", "high"])
 

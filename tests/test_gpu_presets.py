@@ -253,7 +253,7 @@ def test_preset_world_gpu_trains_seeds_and_compares_them(site):
     rows = runs.results(root / "04_caption_kind" / "main")["over_seeds"]
     (row,) = (r for r in rows if r["kind"] == "original")
     assert row["seeds"] == 2 and row["mean"] == pytest.approx(np.mean(scores))
-    assert min(scores) - 1e-9 <= row["low"] <= row["high"] <= max(scores) + 1e-9
+    assert row["low"] < min(scores) and max(scores) < row["high"]  # of two seeds it is wide
 
 
 # ---- what is missing is said before anything starts ----------------------------------------------
