@@ -99,7 +99,7 @@ def seed_shares(
         pair, at = (arrays[name, kind, m][:, two].mean(axis=1) for m in (PAIRS, PLACED))
         rows = {"colour and shape": means[PAIRS], "number of objects": means["count"]}
         rows |= {PLACE_ROW: at / pair, "printed word": means["word"]}
-        tables[name] = pd.DataFrame({row: _over(v, f"{name}/{row}") for row, v in rows.items()}).T
+        tables[name] = pd.DataFrame({row: _over(v) for row, v in rows.items()}).T
     return tables
 
 
@@ -109,7 +109,7 @@ def _order(name: str) -> tuple[int, int]:
     return ("original", "ssc", "dsc").index(kind), int(ratio)
 
 
-def _over(values: np.ndarray, name: str) -> dict[str, float]:
+def _over(values: np.ndarray) -> dict[str, float]:
     """Mean in per cent of one value a seed, with its interval over seeds (none for one seed)."""
     low, high = (np.nan, np.nan)
     if len(values) > 1:

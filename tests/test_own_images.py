@@ -6,10 +6,8 @@ calls; the photographs are the 26 of COCO that lie among the public benchmark fi
 """
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from public_models import (
     write_page_models,
     write_vae,
 )
+from test_gpu_presets import dalle3
 
 from dalle3lib import (
     UserError,
@@ -101,28 +100,6 @@ def site(benchmarks, tmp_path_factory) -> Iterator[Path]:
     yield where
     for root in (where / "runs").glob("own-*"):  # the book is built in the repository
         shutil.rmtree(paths.ROOT / "book" / "_build" / root.name, ignore_errors=True)
-
-
-def dalle3(where: Path, *words: str) -> tuple[int, str]:
-    """Run the command line on that machine, without a network: exit code and output."""
-    environment = os.environ | {
-        "HF_HOME": str(where / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "DALLE3_RUNS": str(where / "runs"),
-        "DALLE3_NOTEBOOKS": str(where / "notebooks"),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join([str(paths.ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "dalle3lib", *words],
-        cwd=where,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.returncode, done.stdout
 
 
 # ---- from a folder to a book ---------------------------------------------------------------------

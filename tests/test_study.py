@@ -574,10 +574,8 @@ def test_freezing_comes_before_results(folder, ledger):
 # ---- one run to the end --------------------------------------------------------------------------
 
 
-def test_a_tiny_run_from_the_command_to_its_result(
-    foundations, folder, runs_root, tmp_path, monkeypatch
-):
-    """Everything small but real: chapter 04a in a process of its own, asked with all kinds."""
+def make_tiny(tmp_path, monkeypatch) -> None:
+    """Let notebooks be copies whose preset study is small in everything."""
     shutil.copytree(paths.ROOT / "notebooks", tmp_path / "notebooks")
     monkeypatch.setenv("DALLE3_NOTEBOOKS", str(tmp_path / "notebooks"))
     preset = tmp_path / "notebooks" / "presets" / "study.yaml"
@@ -588,6 +586,13 @@ def test_a_tiny_run_from_the_command_to_its_result(
         "guidances": [1, 2], "tuning": 2, "checkpoint_every": 2,
     }  # fmt: skip
     preset.write_text(yaml.safe_dump(content))
+
+
+def test_a_tiny_run_from_the_command_to_its_result(
+    foundations, folder, runs_root, tmp_path, monkeypatch
+):
+    """Everything small but real: chapter 04a in a process of its own, asked with all kinds."""
+    make_tiny(tmp_path, monkeypatch)
     job = Job("main", "dsc-95", study.CURVE_SEED)
     outcome = study.execute(job)
     assert not outcome.problem and outcome.seconds > 0

@@ -2,20 +2,18 @@
 
 import argparse
 import shlex
-import shutil
 
 import pytest
 import torch
 import yaml
 from test_arm import parameters, tiny_cache
-from test_study import PROMPTS, fill, folder  # noqa: F401
+from test_study import PROMPTS, fill, folder, make_tiny  # noqa: F401
 
 from dalle3lib import (
     UserError,
     arm,
     latents,
     pairs,
-    paths,
     recaption,
     study,
     study_captions,
@@ -219,16 +217,7 @@ REHEARSED = {
 )
 def test_a_tiny_run_of_a_stage(foundations, folder, runs_root, tmp_path, monkeypatch, stage):  # noqa: F811
     """Everything small but real, as in test_study: chapter 04a in a process of its own."""
-    shutil.copytree(paths.ROOT / "notebooks", tmp_path / "notebooks")
-    monkeypatch.setenv("DALLE3_NOTEBOOKS", str(tmp_path / "notebooks"))
-    preset = tmp_path / "notebooks" / "presets" / "study.yaml"
-    content = yaml.safe_load(preset.read_text())
-    content["common"] |= {"scenes": 8, "prompts": 3}
-    content["04a_train_arm"] |= {
-        "steps": 4, "batch": 4, "micro_batch": 4, "channels": [16, 32, 32], "sampling_steps": 2,
-        "guidances": [1, 2], "tuning": 2, "checkpoint_every": 2,
-    }  # fmt: skip
-    preset.write_text(yaml.safe_dump(content))
+    make_tiny(tmp_path, monkeypatch)
     given = STAGES[stage].given | REHEARSED[stage]
     if stage == "captioner":
         given = {"captions_from": str(tmp_path / "others")}
