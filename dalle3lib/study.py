@@ -179,10 +179,10 @@ def check(name: str, stage: str | None = None) -> bool:
 
 def report(stage: str) -> str:
     """The evidence of a stage as a table: claim, effect, interval, p value, seeds."""
-    from dalle3lib.study_evidence import evidence
+    from dalle3lib import study_evidence, study_results
 
     rows = [f"{STAGES[stage].varies}: {worth(stage)}"] if STAGES[stage].varies else []
-    for claim, e in evidence(stage).items():
+    for claim, e in study_evidence.evidence(study_results.load(stage)).items():
         low, high = e["interval"]
         p = "–" if e["p"] is None else f"{e['p']:.4f}"
         effect = f"{e['effect']:+.2f} [{low:+.2f}, {high:+.2f}] {e['unit']}"

@@ -7,7 +7,7 @@ sign and about its size when the alt-text, the captions, the training or the gui
 import pandas as pd
 
 from dalle3lib import claims, stats, study_results
-from dalle3lib.study_evidence import CLAIMS, Scores
+from dalle3lib.study_evidence import differences
 from dalle3lib.study_stages import SENSITIVITY, STAGES, worth
 
 FAMILIES = ("caption-kind", "caption-kind-facts")
@@ -30,11 +30,9 @@ def effects() -> pd.DataFrame:
             continue
         results = study_results.load(stage)
         for claim in (c for c in claims.load() if c.family in FAMILIES):
-            how = CLAIMS[claim.id]
-            have = [set(results.tables.get(arm, ())) for arm in how.arms]
-            if len(set.intersection(*have)) < 2:
+            if (found := differences(results, claim.id)) is None:
                 continue
-            by_seed = stats.seed_means(how.differences(Scores(results, how.arms)))
+            by_seed = stats.seed_means(found)
             mean_and_ends = float(by_seed.mean()), *stats.seed_interval(by_seed)
             about = claim.unit, claim.smallest_effect, len(by_seed), by_seed.tolist()
             named = stage, label(stage), worth(stage, len(by_seed)), claim.id

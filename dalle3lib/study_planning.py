@@ -36,7 +36,7 @@ def needs(results: Results, seeds: int = PLANNED) -> pd.DataFrame:
     for 80 %; None if 16 are not enough). An equality is left out.
     """
     known, rows = {claim.id: claim for claim in claims.load()}, {}
-    for name, entry in study_evidence.evidence(results.stage, results).items():
+    for name, entry in study_evidence.evidence(results).items():
         claim, sd = known[name], float(np.std(entry["by_seed"], ddof=1))
         if claim.direction == "equal" or sd == 0:
             continue

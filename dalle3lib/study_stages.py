@@ -14,7 +14,7 @@ from dalle3lib import UserError, config, runs
 from dalle3lib.config import Parameters
 
 NOTEBOOK, PRESET = "04a_train_arm", "study"
-FIGURE_4 = ("original-0", "ssc-95", "dsc-95")
+FIGURE_4 = ("original-0", "ssc-95", "dsc-95")  # the arms of these figures of the paper
 FIGURE_5 = ("dsc-50", "dsc-65", "dsc-80", "dsc-90", "dsc-95", "dsc-100")
 FOUR = ("original-0", "ssc-95", "dsc-80", "dsc-95")
 CURVE_SEED, CURVE_POINTS = 100, 5  # whose scores are also taken during training
