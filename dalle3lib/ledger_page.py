@@ -44,10 +44,15 @@ def summary(rows: list[Row], published: set[str]) -> str:
     ``published`` holds the stems of the chapters that have a page in this book.
     """
     text = counts(rows)
-    if "no verdict" in claims.tally(rows):
+    found = claims.tally(rows)
+    if "no verdict" in found:
         text += (
             "*No verdict* means that there are fewer training seeds than the claim asks for: the "
             "number is shown, and nothing is concluded from it.\n\n"
+        )
+    if "pilot" in found:
+        text += (
+            "*Pilot* means that the seeds only served to plan the study: they decide nothing.\n\n"
         )
     by_id = {row["id"]: row for row in rows}
     lines = []

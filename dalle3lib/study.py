@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, paths, runners, runs
-from dalle3lib.study_stages import CURVE_SEED as CURVE_SEED  # for chapters
+from dalle3lib.pages import duration
 from dalle3lib.study_stages import (
     STAGES,
     Job,
@@ -99,7 +99,7 @@ def run(stage: str, processes: int) -> list[Outcome]:
             bar.write(f"{outcome.name} {what} ({outcome.seconds / 60:.1f} min)")
             left = len(todo) - len(outcomes)
             each = statistics.mean(o.seconds for o in outcomes)
-            bar.set_postfix_str(f"{hours(left * each / processes)} left")
+            bar.set_postfix_str(f"{duration(left * each / processes)} left")
     return outcomes
 
 
@@ -132,9 +132,10 @@ def plan(stage: str, processes: int) -> str:
     others = "" if done else " of other stages"
     if known:
         each, left = statistics.median(known), len(all_jobs) - len(done)
+        rest = f"{duration(left * each / processes)} with {processes} at a time"
+        rest = f"the {left} left take about {rest}" if left else "none is left"
         lines.append(
-            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); the {left} "
-            f"left take about {hours(left * each / processes)} with {processes} at a time."
+            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); {rest}."
         )
     else:
         lines.append("How long a run takes is known when the first has finished.")
@@ -144,12 +145,6 @@ def plan(stage: str, processes: int) -> str:
     lines += study_captions.told(stage)
     lines += ["Any single run, and whether it agrees with the committed ones:", *again(example)]
     return "\n".join(lines)
-
-
-def hours(seconds: float) -> str:
-    """A duration as "6 h 05 min", or "12 min" below an hour."""
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 def check(name: str, stage: str | None = None) -> bool:
