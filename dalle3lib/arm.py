@@ -49,8 +49,8 @@ TOKENS = 32  # a compiled network sees captions padded to a multiple of this man
 
 
 def label(name: str) -> str:
-    """The name of an arm as readers see it: "dsc-95", or with a seed "dsc-95-0", is "DSC 95 %"."""
-    kind, ratio = name.split("-")[:2]
+    """The name of an arm as readers see it: "dsc-95-0" becomes "DSC 95 %"."""
+    kind, ratio, _ = name.rsplit("-", 2)
     return "original only" if kind == "original" else f"{kind.upper()} {ratio} %"
 
 
@@ -333,7 +333,9 @@ def over_seeds(cfg: Parameters, names: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["arm", "kind", "score"])
     summary = []
     for (arm, kind), group in table.groupby(["arm", "kind"], sort=False):
-        summary.append((arm, kind, len(group), *stats.over_seeds(group.score)))
+        values = group.score.to_numpy()
+        low, high = stats.seed_interval(values) if len(values) > 1 else (np.nan, np.nan)
+        summary.append((arm, kind, len(values), values.mean(), low, high))
     return pd.DataFrame(summary, columns=["arm", "kind", "seeds", "mean", "low", "high"])
 
 

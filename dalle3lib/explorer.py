@@ -82,7 +82,7 @@ def make(root: Path, preset: str) -> Path:
         "dirty": dirty,
         "steps": steps,
         "seconds": round(time.time() - began, 1),
-        "arms": [arm.label(name) for name in ARMS],
+        "arms": [arm.label(f"{name}-0") for name in ARMS],
         "rows": [list(row) for row in ROWS],
         "scenes": [
             _scene(i, record, {kind: texts[i] for kind, texts in (captions | texts).items()})
@@ -122,7 +122,7 @@ def draw(
         for row, (kind, decoder) in enumerate(ROWS):
             images = decode(latents[kind], on.autoencoder if decoder == "VAE" else two_steps)
             strips[row, column] = images
-            about = {"arm": arm.label(name), "guidance": guidance}
+            about = {"arm": arm.label(f"{name}-0"), "guidance": guidance}
             about |= {"row": row, "column": column, "prompt": kind, "decoder": decoder}
             tables.append(_read(images, on, kind).assign(**about))
     table = pd.concat(tables).sort_values(["scene", "row", "column"], ignore_index=True)
