@@ -69,7 +69,7 @@ GROUPS = {
         (
             *("paths", "config", "runs", "fingerprint", "files", "execution", "graph"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
-            *("verdict_plots", "evidence_plots", "human_plots"),
+            *("verdict_plots", "recipe_plots", "human_plots", "study_plots"),
             *("figure_data", "playground", "explorer", "explorer_page", "ledger_page"),
             *("checklist", "which_chapters", "pages", "chapters", "book", "book_checks"),
             *("launch", "croissant", "model_cards", "doctor"),
