@@ -316,8 +316,10 @@ def test_missing_and_damaged_results(folder):
         study_results.load("main")
     fill(folder, ["dsc-95"], [100])
     PROMPTS.assign(facts=7).to_parquet(folder / "main" / study_results.PROMPTS)
-    with pytest.raises(UserError, match="not what was asked"):
-        study_results.load("main")
+    for _ in range(2):
+        with pytest.raises(UserError, match="not what was asked"):
+            study_results.load("main")
+        (folder / "main" / study_results.PROMPTS).unlink(missing_ok=True)
 
 
 # ---- does a run agree? ---------------------------------------------------------------------------
