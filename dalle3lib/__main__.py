@@ -213,9 +213,9 @@ def times_command(options: argparse.Namespace) -> None:
 
 def claims_command(options: argparse.Namespace) -> None:
     """Print the ledger of the paper's claims and what was found here."""
-    from dalle3lib import claims
+    from dalle3lib import ledger
 
-    claims.main(_root(options), as_json=options.json)
+    ledger.show(_root(options), as_json=options.json)
 
 
 def freeze_command(options: argparse.Namespace) -> None:

@@ -18,9 +18,9 @@ from dalle3lib import (
     UserError,
     book_checks,
     checklist,
-    claims,
     explorer_page,
     launch,
+    ledger,
     ledger_page,
     model_cards,
     pages,
@@ -28,7 +28,7 @@ from dalle3lib import (
 )
 from dalle3lib.chapters import CHAPTER, Chapter, find_chapters, tidy
 from dalle3lib.files import guard
-from dalle3lib.paths import ROOT
+from dalle3lib.paths import ROOT, python_path
 
 SOURCE = ROOT / "book"
 FIRST_RESULT = "99"  # the ledger opens the last part of the book
@@ -79,7 +79,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     left_out = {k: why for k, why in which_chapters.left_out(data).items() if k not in published}
     _write(source / "status.md", pages.status(states, failures, published, left_out))
     explorer_page.stage(root, source)
-    rows = claims.ledger(root)
+    rows = ledger.rows(root)
     _write(source / "tables" / "ledger.csv", ledger_page.as_csv(rows))
     for name, text in {
         "headlines": ledger_page.summary(rows, published),
@@ -165,10 +165,9 @@ def render(out: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     options = ["-n", "-W", "--keep-going", "--path-output", str(work)]
-    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*command, str(out / "source"), *options],
-        env=os.environ | {"PYTHONPATH": python_path, "NO_COLOR": "1"},
+        env=os.environ | {"PYTHONPATH": python_path(), "NO_COLOR": "1"},
         capture_output=True,
         text=True,
     )

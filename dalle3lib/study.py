@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, paths, runners, runs
+from dalle3lib.graph import ONE_THREAD
 from dalle3lib.pages import duration
 from dalle3lib.study_stages import (
     STAGES,
@@ -68,17 +69,13 @@ def train(one: Job) -> None:
     done = subprocess.run(
         [sys.executable, *words(one.given)],
         cwd=paths.ROOT,
-        env=os.environ | {"PYTHONPATH": _python_path(), "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | {"PYTHONPATH": paths.python_path(), "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError((said or [f"it ended with code {done.returncode}"])[-1])
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def run(stage: str, processes: int) -> list[Outcome]:
@@ -232,8 +229,7 @@ def command(options: argparse.Namespace) -> int:
     print(plan(stage, options.processes), flush=True)
     if options.action == "plan":
         return 0
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    os.environ |= one_thread
+    os.environ |= ONE_THREAD
     failed = [o for o in run(stage, options.processes) if o.problem]
     for outcome in failed:
         print(f"failed: {outcome.name}: {outcome.problem}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What the study says of each claim: from paired scores to effects, intervals and p values.
 
 Every claim is one matrix of differences [seeds, prompts]; ``stats.effect`` turns it into an entry
-of the ledger, ``claims`` turns that into a verdict.
+of the ledger, ``ledger`` turns that into a verdict.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dalle3lib import claims, stats
+from dalle3lib import claims, ledger, stats
 from dalle3lib.randomness import rng
 from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices, names
 from dalle3lib.study_stages import FIGURE_4
@@ -228,7 +228,7 @@ def table(found: dict[str, dict], chapter: str) -> pd.DataFrame:
     and prompts), p, seeds, verdict.
     """
     rows = {}
-    for row in claims.judged(found):
+    for row in ledger.judged(found):
         if row["chapter"] == chapter and row["id"] in found:
             entry = found[row["id"]]
             ends = (entry["interval"], entry["two_level"])
