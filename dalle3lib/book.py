@@ -24,6 +24,7 @@ from dalle3lib import (
     ledger_page,
     model_cards,
     pages,
+    status_page,
     which_chapters,
 )
 from dalle3lib.chapters import CHAPTER, Chapter, find_chapters, tidy
@@ -77,7 +78,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     _write(source / "parameters.md", pages.parameters())
     _write(source / "models.md", model_cards.page())
     left_out = {k: why for k, why in which_chapters.left_out(data).items() if k not in published}
-    _write(source / "status.md", pages.status(states, failures, published, left_out))
+    _write(source / "status.md", status_page.page(states, failures, published, left_out))
     explorer_page.stage(root, source)
     rows = ledger.rows(root)
     _write(source / "tables" / "ledger.csv", ledger_page.as_csv(rows))
