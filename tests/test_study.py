@@ -520,7 +520,7 @@ def test_the_pilot_says_how_many_seeds_are_needed(folder, monkeypatch):
 
 def test_each_arm_is_set_against_itself(folder):
     fill(folder, ["ssc-95", "dsc-95"], range(100, 110))
-    table = study_planning.a_a(study_results.load("main"))
+    table = study_planning.split_halves(study_results.load("main"))
     assert list(table.index) == ["dsc-95", "ssc-95"] and (table.expected == 1 / 32).all()
     assert (table["false positives"] < 0.1).all()
 
