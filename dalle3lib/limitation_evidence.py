@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dalle3lib import stats, study_evidence, study_results, upsample_scores
+from dalle3lib import arm, stats, study_evidence, study_results, upsample_scores
 from dalle3lib.caption_facts import Marks, mark
 from dalle3lib.images import Record
 from dalle3lib.limitations import KINDS
@@ -84,7 +84,7 @@ def one_seed(results: Results) -> dict[str, dict]:
 
 
 def seed_shares(results: Results) -> dict[str, pd.DataFrame]:
-    """What pictures from descriptive prompts show, in per cent over seeds: a table for each arm.
+    """What pictures from descriptive prompts show, in per cent over seeds: a table by arm's label.
 
     Columns value, low and high. ``PLACE_ROW`` is the share of the pairs found that stand where
     asked.
@@ -98,7 +98,7 @@ def seed_shares(results: Results) -> dict[str, pd.DataFrame]:
         rows = {"colour and shape": means[PAIRS], "number of objects": means["count"]}
         rows |= {PLACE_ROW: at / pair, "printed word": means["word"]}
         found = {row: stats.over_seeds(100 * shares) for row, shares in rows.items()}
-        tables[name] = pd.DataFrame(found, index=["value", "low", "high"]).T
+        tables[arm.label(f"{name}-0")] = pd.DataFrame(found, index=["value", "low", "high"]).T
     return tables
 
 
