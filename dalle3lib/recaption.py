@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 
 from dalle3lib import UserError, captioner, files, paths, runners, shards, sources
 from dalle3lib.caption_decoding import context_length
-from dalle3lib.captioning import PHOTOGRAPHS, Job, caption_shard
-from dalle3lib.images import Limits, Record, stack
+from dalle3lib.captioning import Job, caption_shard
+from dalle3lib.images import PHOTOGRAPHS, Limits, Record, stack
 from dalle3lib.shards import KINDS
 
 LENGTH = {"ssc": 16, "dsc": 48}  # tokens: the longest caption written

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle3lib import UserError, caption_sets, images
+from dalle3lib import UserError, caption_sets, images, splits
 from dalle3lib.caption_sets import Photographs, pairs
 
 ENTRIES = [
@@ -86,7 +86,7 @@ def test_coco_photographs_with_all_their_captions(benchmarks):
     assert sum(len(part.captions) for part in found.values()) == len(content["annotations"])
     assert sum(len(part.paths) for part in once.values()) == len(content["images"]) == 26
     for split, part in once.items():
-        records = images.Folder(folder, split)
+        records = splits.Folder(folder, split)
         assert part.captions == [record.alt for record in records]
         assert [path.name for path in part.paths] == [record.key for record in records]
         assert list(dict.fromkeys(found[split].paths)) == part.paths

@@ -23,7 +23,7 @@ from dalle3lib import (
     vae,
 )
 from dalle3lib.evals import clip_score
-from dalle3lib.images import overlap
+from dalle3lib.splits import overlap
 from dalle3lib.world.questions import KINDS
 
 torch.set_num_threads(1)
