@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from dalle3lib import UserError, coco, files, paths, sources
 from dalle3lib.captioning import image_sha256
+from dalle3lib.captions import HUMAN
 from dalle3lib.config import Parameters
 from dalle3lib.images import PHOTOGRAPHS, Record, decode
 from dalle3lib.recaption import synthetic_captions
@@ -25,7 +26,6 @@ from dalle3lib.tars import Item
 
 WRITTEN = "written"  # the captions are the committed ones, or written now by the shipped captioners
 TRUTH = "truth"  # they are what the data itself says, short and descriptive: no captioner errs
-HUMAN = {"ssc": "short", "dsc": "descriptive"}  # where a record says it
 HELD_OUT = ("dev", "test")  # splits of which prompts are made; the study takes test
 AT_ONCE = 256  # images that are decoded side by side
 
