@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, coco, files, images, splits
+from dalle3lib import UserError, coco, files, images, paths, splits
 
 DESCRIPTIONS = "docci_descriptions.jsonlines"
 
@@ -103,7 +103,7 @@ def _found(folder: Path | str, kind: str) -> Path:
     """The folder, if there are captions in it; UserError that names the set to download if not."""
     if kind not in SETS:
         raise UserError(f"There are captions of kind {' or '.join(SETS)}, not {kind!r}.")
-    folder = Path(folder).expanduser()
+    folder = paths.folder(folder)
     captions = (DESCRIPTIONS, "*.json", "annotations/*.json")
     if not any(path for pattern in captions for path in folder.glob(pattern)):
         raise UserError(missing(SETS[kind], folder))
@@ -130,11 +130,11 @@ def _docci(folder: Path, split: str) -> Pairs:
         try:
             entry = json.loads(line)
             name, path = entry["example_id"], folder / "images" / Path(entry["image_file"]).name
-            text = " ".join(entry["description"].split())
+            own, text = name.rpartition("_")[0], " ".join(entry["description"].split())
         except (ValueError, KeyError, TypeError, AttributeError):
             problems["line without example_id, image_file and description"].append(f"{number}")
             continue
-        if name.rpartition("_")[0] != DOCCI_SPLITS[split]:
+        if own != DOCCI_SPLITS[split]:
             continue
         if not text:
             problems["empty description"].append(name)

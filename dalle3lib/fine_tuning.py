@@ -93,10 +93,10 @@ def fine_tune(
     be read.
     """
     out = Path(out).expanduser()
-    options |= {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
-    options |= {"held_out_every": held_out_every, "patience": patience}
+    training = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    training |= {"held_out_every": held_out_every, "patience": patience, **options}
     settings = {"kind": kind, "base": str(base), "context": context, "examples": examples}
-    settings |= {"unseen": unseen, **options, "data": provenance(kind, data)}
+    settings |= {"unseen": unseen, **training, "data": provenance(kind, data)}
     _claim(out, settings)
     if not (out / "manifest.json").is_file():
         started = quality.clock()
@@ -106,8 +106,8 @@ def fine_tune(
         held_out = lessons(kind, data, "dev", size, unseen)
         if context:
             captioner.extend_context(model, max(context, model.context_length))
-        options["description"] = f"fine-tuning {kind.upper()}"
-        about = _tune(model, tokenizer, learned, held_out, out, options)
+        training["description"] = f"fine-tuning {kind.upper()}"
+        about = _tune(model, tokenizer, learned, held_out, out, training)
         about["data"] = settings["data"] | about["data"]
         quality.write_manifest(out, started, seed=seed, **about)
     manifest = files.read_json(out / "manifest.json")
@@ -117,7 +117,7 @@ def fine_tune(
 
 
 def _tune(
-    model, tokenizer, learned: Lessons, held_out: Lessons, out: Path, options: dict
+    model, tokenizer, learned: Lessons, held_out: Lessons, out: Path, training: dict
 ) -> dict[str, Any]:
     """Train the captioner and write it to ``out``; the entries of its manifest."""
     cut = report_truncation(model, tokenizer, learned[1])
@@ -130,7 +130,7 @@ def _tune(
         contrastive=0.0,
         captioning=1.0,
         held_out=held_out,
-        **options,
+        **training,
     )
     captioner.save(model.eval(), tokenizer, out)
     captioner_training.write_curve(log, out)
