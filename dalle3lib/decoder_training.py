@@ -20,7 +20,6 @@ from dalle3lib import (
     decoder_network,
     decoder_scores,
     files,
-    foundation,
     paths,
     quality,
     vae,
@@ -28,7 +27,7 @@ from dalle3lib import (
 from dalle3lib.images import stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
 from dalle3lib.train import train, update_ema
-from dalle3lib.world.render import render
+from dalle3lib.world import World, render
 
 # How decoders are trained for the book: scenes of the foundation split (the autoencoder's own).
 TEACHER = {"seed": 0, "scenes": 60_000, "steps": 20_000, "batch": 16, "lr": 1.2e-3}
@@ -55,8 +54,7 @@ def encode(images: np.ndarray, autoencoder: AutoencoderKL) -> Pairs:
 
 def pictures(scenes: int) -> Pairs:
     """The first scenes of the foundation split and their latents by the shipped autoencoder."""
-    records = foundation.world_records("foundation", scenes)
-    return encode(stack(records), vae.load(paths.foundation("vae")))
+    return encode(stack(World("foundation", scenes)), vae.load(paths.foundation("vae")))
 
 
 def draw(data: Pairs, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dalle3lib import stats
 from dalle3lib.caption_facts import parse
+from dalle3lib.mixing_ratio import facts_are_known
 from dalle3lib.study_evidence import ORIGINAL, SSC, Scores
 from dalle3lib.study_results import Results
 
@@ -19,8 +20,12 @@ def parts(results: Results, arm: str = SSC) -> dict[str, dict]:
     """An arm minus original only in CLIP score, in all prompts and in parts of them, over seeds.
 
     Entries by what the part is: effect, interval, by_seed (points) and prompts, how many they are.
-    Parts without prompts are left out. UserError without two paired seeds of both arms.
+    Parts without prompts are left out; nothing is found without two paired seeds of both arms, nor
+    in photographs, whose facts nobody knows.
     """
+    seeds = [set(results.tables.get(name, ())) for name in (arm, ORIGINAL)]
+    if len(set.intersection(*seeds)) < 2 or not facts_are_known(results):
+        return {}
     scores = Scores(results, (arm, ORIGINAL))
     gain = {
         kind: scores(arm, kind) - scores(ORIGINAL, kind) for kind in ("original", "descriptive")

@@ -28,6 +28,7 @@ from dalle3lib import (
     study_evidence,
     study_planning,
     study_results,
+    study_stages,
 )
 from dalle3lib.__main__ import main
 from dalle3lib.sample import draw_latents
@@ -597,7 +598,7 @@ def test_a_tiny_run_from_the_command_to_its_result(
 ):
     """Everything small but real: chapter 04a in a process of its own, asked with all kinds."""
     make_tiny(tmp_path, monkeypatch)
-    job = Job("main", "dsc-95", study.CURVE_SEED)
+    job = Job("main", "dsc-95", study_stages.CURVE_SEED)
     outcome = study.execute(job)
     assert not outcome.problem and outcome.seconds > 0
     table, about = study_results.read(study_results.path_of("main", job.name))

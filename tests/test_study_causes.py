@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from dalle3lib import study_causes
+from dalle3lib.study_evidence import PAIRS
 from dalle3lib.study_results import Results
 
 ORIGINALS = ["red circle", "red circle on sand", 'a star "fox"', "shop now and save"]
@@ -28,7 +29,13 @@ def results():
     def table(arm, more):
         score = np.concatenate([SCORES[arm, kind] for kind in kinds]) + more
         return pd.DataFrame(
-            {"kind": prompts.kind, "score": score, "background": BACKGROUNDS[arm] * 2, "step": 9}
+            {
+                "kind": prompts.kind,
+                "score": score,
+                "background": BACKGROUNDS[arm] * 2,
+                PAIRS: 0.0,
+                "step": 9,
+            }
         )
 
     tables = {arm: {s: table(arm, s * (arm == "ssc-95")) for s in (0, 1)} for arm in BACKGROUNDS}
@@ -74,3 +81,13 @@ def test_the_share_of_right_backgrounds_alone_is_no_difference(results):
     found = study_causes.parts(results)
     assert found["descriptive prompts: all"]["by_seed"] == [-5.0, -5.0]
     assert found["… with backgrounds right as often"]["by_seed"] == pytest.approx([0, 0])
+
+
+def test_nothing_is_found_without_two_seeds_or_without_facts(results):
+    photographs = {a: {s: t.drop(columns=PAIRS) for s, t in by.items()} for a, by in
+                   results.tables.items()}  # fmt: skip
+    assert study_causes.parts(Results("runs", photographs, {}, results.prompts)) == {}
+    del results.tables["ssc-95"][1]
+    assert study_causes.parts(results) == {}
+    del results.tables["ssc-95"]
+    assert study_causes.parts(results) == {}
