@@ -107,11 +107,6 @@ def layout(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def asks(prompts: Sequence[tuple[str, Probe]]) -> dict[str, dict]:
-    """What each prompt of a world set asks for, by the prompt; ``judged`` takes it."""
-    return {probe.prompt: probe.ask for _, probe in prompts}
-
-
 def judged(
     pictures: pd.DataFrame,
     images: str | Path | Sequence[Picture],
@@ -136,11 +131,6 @@ def judged(
     scores, reasons = zip(*verdicts, strict=True) if verdicts else ((), ())
     table = pictures.assign(score=np.array(scores, np.float64), reason=list(reasons))
     return table[[*COLUMNS, "score", "reason"]]
-
-
-def unparsed(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``judged`` without a verdict."""
-    return table[table.score.isna()]
 
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
