@@ -15,6 +15,7 @@ from dalle3lib import UserError, stats
 from dalle3lib.evals import clip_score, instruments
 from dalle3lib.evals.judge import Judge
 from dalle3lib.evals.judge_calibration import Case, asked
+from dalle3lib.evals.kappa import kappa, kappa_interval
 from dalle3lib.randomness import rng
 from dalle3lib.world import reader
 from dalle3lib.world.prompts import satisfied
@@ -139,8 +140,8 @@ def _agreement(scores, truth, prompts, random: np.random.Generator) -> dict[str,
     said = claimed(scores, truth)
     kappas = (np.nan,) * 3
     if len(truth):
-        ends = instruments.kappa_interval(said, truth, prompts, random)
-        kappas = instruments.kappa(said, truth), *ends
+        ends = kappa_interval(said, truth, prompts, random)
+        kappas = kappa(said, truth), *ends
     return found | dict(zip(("kappa", "kappa low", "kappa high"), kappas, strict=True))
 
 
