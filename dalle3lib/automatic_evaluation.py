@@ -21,7 +21,7 @@ from dalle3lib import (
     paths,
     pretrained,
     text,
-    upsample_scores,
+    trained_arms,
     upsampler,
     vae,
 )
@@ -152,7 +152,7 @@ def studio(cfg: Parameters, some: Sequence[System]) -> Studio:
         encoder=text.load(paths.foundation("t5")),
         upsampler=upsampler.load(),
         decoders={False: vae.load(paths.foundation("vae")).to(device), True: two},
-        networks={name: upsample_scores.network(cfg, name) for name in names},
+        networks={name: trained_arms.network(cfg, name) for name in names},
     )
 
 

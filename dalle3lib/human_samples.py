@@ -84,7 +84,8 @@ def by_question(scores: pd.DataFrame, pictures: dict[str, np.ndarray]) -> dict[s
     """An arm's last pictures as samples for each question.
 
     ``scores`` and ``pictures`` [N, H, W, 3] by kind of prompt are what ``arm.score_snapshots`` and
-    ``arm.outcome`` give. Each question takes the kind in ``KINDS``, or else the last one there is.
+    ``trained_arms.outcome`` give. Each question takes the kind in ``KINDS``, or else the last one
+    there is.
     """
     last = scores[scores.step == scores.step.max()]
     found = {k: from_arrays(p, last.prompt[last.kind == k].tolist()) for k, p in pictures.items()}
@@ -97,11 +98,11 @@ def of_arms(
     """Samples of arms (kind-ratio-seed) by label and question, and the true pictures.
 
     ``arms`` gives each arm's finished run, or None: then the shipped arm draws now
-    (``arm.outcome``). The true pictures are the images that the prompts describe.
+    (``trained_arms.outcome``). The true pictures are the images that the prompts describe.
     """
-    from dalle3lib import arm  # here, because whoever rates folders needs no networks
+    from dalle3lib import arm, trained_arms  # here, because whoever rates folders needs no networks
 
-    outcomes = {arm.label(name): arm.outcome(cfg, name, run) for name, run in arms.items()}
+    outcomes = {arm.label(name): trained_arms.outcome(cfg, name, run) for name, run in arms.items()}
     records = arm.evaluation_records(cfg)
     true = from_arrays(stack(records), [record.alt for record in records])
     return {name: by_question(o.scores, o.pictures) for name, o in outcomes.items()}, true

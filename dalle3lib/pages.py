@@ -37,7 +37,8 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample"),
+            *("vae", "latents", "stored", "pairs", "unet", "diffusion"),
+            *("arm", "trained_arms", "sample"),
             *("consistency", "decoder_network", "decoder_training", "decoder"),
             *("decoder_scores", "decoder_samples"),
             *("buckets", "recipe", "recipe_training", "recipe_scores"),

@@ -31,8 +31,8 @@ from dalle3lib import (
     paths,
     pretrained,
     text,
+    trained_arms,
     upsample,
-    upsample_scores,
     vae,
 )
 from dalle3lib import arm as arms
@@ -125,7 +125,7 @@ class Models:
         if name not in self.names:
             raise UserError(f"There is no arm {name!r}{config.nearest(name, self.names)}")
         if name not in self._arms:
-            network = arms.load if self.world else partial(upsample_scores.network, self.cfg)
+            network = arms.load if self.world else partial(trained_arms.network, self.cfg)
             model, guidance = network(name)
             self._arms[name] = model.to(pretrained.device(self.cfg)), guidance
         return self._arms[name]

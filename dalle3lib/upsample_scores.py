@@ -8,7 +8,6 @@ texts that name as many, and counts nothing but the facts that the short prompt 
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,12 +18,10 @@ from torch import Tensor
 from dalle3lib import (
     arm,
     diffusion,
-    foundation,
     pairs,
-    pretrained,
     prompt_facts,
+    prompt_kinds,
     quality,
-    runs,
     stats,
     text,
     vae,
@@ -96,30 +93,11 @@ def studio(
     """The models, and the records' short, upsampled (``same_objects``) and descriptive prompts."""
     short = [asked(record) for record in records]
     texts = {"short": short, "upsampled": same_objects(short, upsample)}
-    return arm.studio(records, cfg, texts | arm.prompts(records, ["descriptive"]))
+    texts["descriptive"] = prompt_kinds.descriptive(records)
+    return arm.studio(records, cfg, texts)
 
 
 # ---- pictures and what is read in them -----------------------------------------------------------
-
-
-def live_run(cfg: Parameters, name: str) -> Path | None:
-    """The finished run of an arm (kind-ratio-seed), or None where the shipped arm is judged.
-
-    The shipped arms are those of the world with seed 0. Raises UserError, naming the command that
-    trains it, if a run is missing.
-    """
-    shipped = cfg.data == "world" and name.removesuffix("-0") in foundation.ARMS
-    return None if shipped else runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2))
-
-
-def network(cfg: Parameters, name: str) -> tuple[UNet2DConditionModel, float]:
-    """The network of an arm (kind-ratio-seed), from its live run or shipped, and its guidance."""
-    if run := live_run(cfg, name):
-        model = UNet2DConditionModel.from_pretrained(run / "unet").float().requires_grad_(False)
-        guidance = runs.results(run)["guidance"]
-    else:
-        model, guidance = arm.load(name.removesuffix("-0"))
-    return model.eval().to(pretrained.device(cfg)), guidance
 
 
 def score(

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, arm, diffusion, latents, paths, text, unet, vae
+from dalle3lib import arm, diffusion, latents, paths, text, trained_arms, unet, vae
 from dalle3lib import upsample_scores as judged
 from dalle3lib.caption_facts import parse
 from dalle3lib.config import Parameters
@@ -60,18 +60,6 @@ def test_the_upsampler_is_asked_until_it_names_as_many_objects():
     assert len(calls) == judged.TRIES
 
 
-def test_arms_are_the_shipped_ones_or_those_of_runs(foundations, runs_root):
-    cfg = parameters(runs_root / "smoke")
-    assert judged.live_run(cfg, "dsc-95-0") is None
-    model, guidance = judged.network(cfg, "dsc-95-0")
-    assert guidance == 2.0 and not model.training
-    for name in ("dsc-95-100", "dsc-91-0"):
-        with pytest.raises(UserError, match="04a_train_arm"):
-            judged.live_run(cfg, name)
-    with pytest.raises(UserError, match="04a_train_arm"):
-        judged.live_run(parameters(runs_root / "smoke", data="photos"), "dsc-95-0")
-
-
 # ---- pictures ------------------------------------------------------------------------------------
 
 
@@ -120,7 +108,7 @@ def test_every_kind_starts_from_the_same_noise(foundations):
 
 
 def test_backends_are_compared_on_the_scenes_that_all_have_texts_for(foundations):
-    arms = {name: judged.network(parameters(), f"{name}-0") for name in ("dsc-95", "ssc-95")}
+    arms = {name: trained_arms.network(parameters(), f"{name}-0") for name in ("dsc-95", "ssc-95")}
     same = [r.short for r in RECORDS[:3]]
     texts = {"parrot": same, "two words": ["red", "blue"], "long": [RECORDS[0].descriptive] * 5}
     found = judged.backends(arms, RECORDS, texts, parameters(sampling_steps=1))
