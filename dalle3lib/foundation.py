@@ -80,7 +80,9 @@ def train_vae(
     images = stack(world_records("foundation", scenes))
     log = train(
         model,
-        vae.step_loss(model, images, seed=seed, batch=batch),
+        vae.step_loss(
+            model, lambda step: images[batch_indices(seed, step, batch, len(images))], seed=seed
+        ),
         steps=steps,
         lr=lr,
         directory=work,

@@ -24,12 +24,11 @@ from dalle3lib import (
     quality,
     stats,
     text,
-    vae,
 )
 from dalle3lib.caption_facts import parse
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score
-from dalle3lib.images import Record, stack, to_tensor, to_uint8
+from dalle3lib.images import Record, stack, to_uint8
 from dalle3lib.randomness import rng
 from dalle3lib.sample import sample
 from dalle3lib.world import reader
@@ -293,24 +292,13 @@ def _error(model, x: Tensor, seed: int, draw: int, states: Tensor, mask: Tensor)
     return error.square().mean((1, 2, 3))
 
 
-def latents_of(records: Sequence[Record], autoencoder) -> Tensor:
-    """The records' pictures as the arms see them: latents of unit deviation [N, 4, h, w]."""
-    with torch.no_grad():
-        pixels = to_tensor(stack(records)).split(vae.at_once(128, 8))
-        on = autoencoder.device
-        means = torch.cat([autoencoder.encode(x.to(on)).latent_dist.mean.cpu() for x in pixels])
-    return means * autoencoder.config.scaling_factor
-
-
 def bounds(on: arm.Studio, scores: pd.DataFrame) -> dict[str, dict[str, float]]:
     """What the reader finds of the short prompts' facts at most and at least, as shares.
 
     "ceiling": in the true pictures after one pass through the autoencoder; "floor": by accident, in
     the pictures drawn from each kind of prompt for another scene.
     """
-    decoded = to_uint8(
-        quality.reconstruct(on.autoencoder, stack(on.records), device=on.autoencoder.device)
-    )
+    decoded = to_uint8(quality.reconstruct(on.autoencoder, stack(on.records)))
     names = [asked(record) for record in on.records]
     ceiling = measure(decoded, names, on)[["facts", "whole"]].mean()
     floor = scores.groupby("kind", sort=False)["chance"].mean()

@@ -114,6 +114,8 @@ def test_statements_are_the_same_every_time_and_others_with_another_seed():
 class Identity:
     """An autoencoder that loses nothing."""
 
+    device = "cpu"
+
     def encode(self, x):
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=x))
 

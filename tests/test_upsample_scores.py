@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import arm, diffusion, latents, paths, text, trained_arms, unet, vae
+from dalle3lib import arm, diffusion, trained_arms, unet
 from dalle3lib import upsample_scores as judged
 from dalle3lib.caption_facts import parse
 from dalle3lib.config import Parameters
@@ -183,12 +183,3 @@ def test_what_a_caption_is_worth_by_hand(monkeypatch):
     worth = judged.worth(model, clean, states, seed=7, draws=2)
     assert worth["one"] == pytest.approx([10, 10, 10], abs=1e-3)
     assert worth["many"] == pytest.approx([10, 20, 40], abs=1e-3)
-
-
-def test_latents_are_those_that_arms_train_on(foundations):
-    autoencoder = vae.load(paths.foundation("vae"))
-    encoder = text.load(paths.foundation("t5"))
-    records = RECORDS[:2]
-    captions = {"ssc": ["a"] * 2, "dsc": ["b"] * 2}
-    cached = latents.encode_records(records, autoencoder, *encoder, captions)["latents"]
-    assert torch.equal(judged.latents_of(records, autoencoder).half(), cached)
