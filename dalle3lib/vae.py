@@ -17,6 +17,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from dalle3lib.images import to_tensor
+from dalle3lib.pretrained import loading
 from dalle3lib.randomness import rng
 
 PATCH = 4  # pixels: full-resolution convolutions are slow on a CPU, so the first halvings are free
@@ -56,11 +57,14 @@ def build(channels: tuple[int, int] = (64, 128), layers: int = 1) -> PatchAutoen
 def load(name: str | Path, **options) -> AutoencoderKL:
     """The autoencoder in a local directory or of a public name, ready for inference.
 
-    ``options`` go to diffusers' ``from_pretrained`` (``revision``, ``subfolder``, ...).
+    ``options`` go to diffusers' ``from_pretrained`` (``revision``, ``subfolder``, ...). Raises
+    UserError if there is no such model or its files are damaged.
     """
     config = Path(name) / "config.json"
-    ours = config.is_file() and json.loads(config.read_text())["_class_name"].startswith("Patch")
-    model = (PatchAutoencoderKL if ours else AutoencoderKL).from_pretrained(name, **options)
+    with loading(f"the autoencoder {name}"):
+        kind = json.loads(config.read_text())["_class_name"] if config.is_file() else ""
+        ours = kind == PatchAutoencoderKL.__name__
+        model = (PatchAutoencoderKL if ours else AutoencoderKL).from_pretrained(name, **options)
     return model.float().eval().requires_grad_(False)
 
 

@@ -62,7 +62,7 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no weights in safetensors"):
         chat_model.name(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         chat_model.load(tmp_path)
     mute = write_chat_model(tmp_path / "mute", template=None)
     with pytest.raises(UserError, match="no chat template"):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dalle3lib import UserError, captioner, captioner_training, stats
 from dalle3lib.images import centre_square
+from dalle3lib.pretrained import loading
 from dalle3lib.randomness import rng
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
@@ -75,11 +76,9 @@ def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Modu
     weights: ``load("ViT-B-32", "openai")``. Raises UserError if it cannot be loaded.
     """
     local = f"local-dir:{name}" if Path(name).is_dir() else str(name)
-    try:
+    with loading(f"the CLIP model {name}"):
         model, _, _ = open_clip.create_model_and_transforms(local, pretrained)
         return model.eval().requires_grad_(False), open_clip.get_tokenizer(local)
-    except Exception as error:  # open_clip, safetensors and the hub raise a dozen kinds
-        raise UserError(f"The CLIP model {name} cannot be loaded ({error}).") from error
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from dalle3lib import UserError
+from dalle3lib import pretrained
 from dalle3lib.evals.per_image import same_number
 from dalle3lib.world import reader
 from dalle3lib.world.canvas import WORD_RISE
@@ -91,11 +91,9 @@ def load(name: Path | str, **options) -> tuple[torch.nn.Module, object]:
     ``options`` (``revision``, ...) go to both ``from_pretrained`` calls. Raises UserError if there
     is no such model or its files are damaged.
     """
-    try:
+    with pretrained.loading(f"the detector {name}"):
         model = AutoModelForZeroShotObjectDetection.from_pretrained(name, **options)
         processor = AutoProcessor.from_pretrained(name, **options)
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
-        raise UserError(f"The detector {name} cannot be loaded ({error}).") from error
     return model.float().eval().requires_grad_(False), processor
 
 

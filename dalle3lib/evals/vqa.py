@@ -28,7 +28,7 @@ from transformers import (
     BlipProcessor,
 )
 
-from dalle3lib import UserError, text, world
+from dalle3lib import UserError, pretrained, text, world
 from dalle3lib.randomness import rng
 from dalle3lib.world.questions import Question
 
@@ -95,11 +95,9 @@ def load(name: Path | str, **options) -> tuple[BlipForQuestionAnswering, BlipPro
     ``options`` (``revision``, ...) go to both ``from_pretrained`` calls. Raises UserError if there
     is no such model or its files are damaged.
     """
-    try:
+    with pretrained.loading(f"the judge {name}"):
         model = BlipForQuestionAnswering.from_pretrained(name, **options)
         processor = BlipProcessor.from_pretrained(name, **options)
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
-        raise UserError(f"The judge {name} cannot be loaded ({error}).") from error
     return model.float().eval().requires_grad_(False), processor
 
 
