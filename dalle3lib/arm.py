@@ -230,8 +230,7 @@ def score(
     for kind, asked in on.texts.items():
         options = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": on.dtype}
         pictures[kind] = sample(model, on.autoencoder, on.states[kind], **options)
-        images = clip_score.resized(on.scorer[0], pictures[kind])
-        clip = clip_score.clip_scores(*on.scorer, images, asked)
+        clip = clip_score.clip_scores(*on.scorer, pictures[kind], asked)
         table = pd.DataFrame({"kind": kind, "prompt": asked, "score": clip})
         rows.append(table.join(quality.facts_read(pictures[kind], on.records)))
     return pd.concat(rows, ignore_index=True), pictures

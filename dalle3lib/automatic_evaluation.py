@@ -224,7 +224,7 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
     asked (NaN for captions, which have no ask).
     """
     said, asks, seeds = list(prompts.prompt), [p.ask for p in prompts.probe], list(prompts.seed)
-    clip = clip_score.score_images(*by.scorer, clip_score.resized(by.scorer[0], images), said)
+    clip = clip_score.score_images(*by.scorer, images, said)
     phrases, found = noun_phrases.of_world(said), None
     if name == "captions":
         table = clip.copy()

@@ -86,9 +86,7 @@ def worth(rows: pd.DataFrame, names: Sequence[str], sets: Sequence[str]) -> pd.D
 def features_of(name: str, scorer, device: str = "cpu") -> Callable[[np.ndarray], Tensor]:
     """What gives features of pictures uint8 [N, H, H, 3]: "clip" (the scorer), or "inception"."""
     if name == "clip":
-        return lambda images: clip_score.image_features(
-            scorer, clip_score.resized(scorer, images)
-        ).cpu()
+        return lambda images: clip_score.image_features(scorer, images).cpu()
     if name == "inception":
         model = distribution.inception(device)
         return lambda images: distribution.inception_features(model, images)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dalle3lib import UserError, runs
 from dalle3lib.config import Parameters
-from dalle3lib.images import EXTENSIONS, FORMATS, centre_square, list_files, stack, to_rgb
+from dalle3lib.images import EXTENSIONS, centre_square, list_files, read_rgb, stack
 
 CAPTIONS = ("text", "caption", "prompt")  # columns of a metadata file, as Hugging Face names them
 # The kinds of prompt of a run that stand for the paper's: long ones, and captions of COCO (§4.2).
@@ -169,14 +169,7 @@ def pixels(picture: np.ndarray | Path, size: int | None = None) -> np.ndarray:
 
     Raises UserError for a file that cannot be read.
     """
-    if isinstance(picture, np.ndarray):
-        image = Image.fromarray(picture)
-    else:
-        try:
-            with Image.open(picture, formats=FORMATS) as file:
-                image = to_rgb(ImageOps.exif_transpose(file))
-        except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-            raise UserError(f"{picture} cannot be read ({error}): replace it.") from error
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else read_rgb(picture)
     return np.asarray(image) if size is None else centre_square(image, size)
 
 

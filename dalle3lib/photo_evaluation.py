@@ -151,10 +151,9 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
     whether the scorer saw the beginning only), shares of 1 for the others.
     """
     said = list(prompts.prompt)
-    seen = clip_score.resized(by.scorer[0], images)
-    clip = table = clip_score.score_images(*by.scorer, seen, said)
+    clip = table = clip_score.score_images(*by.scorer, images, said)
     if name == "captions":
-        hessel = clip_score.clip_scores(*by.scorer, seen, said, "hessel")
+        hessel = clip_score.clip_scores(*by.scorer, images, said, "hessel")
         table = clip.assign(hessel=hessel, cut=clip_score.truncated(*by.scorer, said))
     elif name == "drawbench":
         table = drawbench.judged(prompts.assign(image=range(len(said))), list(images), by.judge)

@@ -174,8 +174,7 @@ def generate(
     decode = models.vae if decoder == DECODERS[0] else models.two_steps
     options = {"seed": seed, "steps": steps, "dtype": pretrained.dtype(models.cfg)}
     images = sample(network, decode, [state], guidance=scale, **options)
-    seen = clip_score.resized(models.scorer[0], images)
-    score = float(clip_score.clip_scores(*models.scorer, seen, [prompt])[0])
+    score = float(clip_score.clip_scores(*models.scorer, images, [prompt])[0])
     if not models.world:
         return Result(images[0], None, score, {}, scale)
     asked = questions_about(prompt)

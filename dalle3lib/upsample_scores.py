@@ -124,10 +124,9 @@ def measure(pictures: np.ndarray, texts: Sequence[str], on: arm.Studio) -> pd.Da
     cosine) with the original prompt and with the text. Without known facts only these two.
     """
     short = [asked(record) for record in on.records]
-    seen = clip_score.resized(on.scorer[0], pictures)
     found = {"scene": range(len(short))}
-    found["score"] = clip_score.clip_scores(*on.scorer, seen, short)
-    found["own score"] = clip_score.clip_scores(*on.scorer, seen, texts)
+    found["score"] = clip_score.clip_scores(*on.scorer, pictures, short)
+    found["own score"] = clip_score.clip_scores(*on.scorer, pictures, texts)
     if all(record.facts for record in on.records):
         read = reader.read(pictures)
         found["facts"] = kept(short, read)

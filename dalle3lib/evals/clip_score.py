@@ -83,8 +83,11 @@ def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Modu
 
 @torch.no_grad()
 def image_features(model: torch.nn.Module, images: np.ndarray, batch: int = 256) -> Tensor:
-    """Unit-length image features [N, d] of images uint8 [N, H, W, 3]."""
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    """Unit-length image features [N, d] of images uint8 [N, H, W, 3].
+
+    Of images of another size than the model's, the centre squares are scaled (``resized``).
+    """
+    parts = (resized(model, images[i : i + batch]) for i in range(0, len(images), batch))
     return torch.cat(
         [model.encode_image(captioner.pixels(model, p), normalize=True) for p in parts]
     )
@@ -101,9 +104,9 @@ def text_features(
 
 
 def resized(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """Square images uint8 [N, H, H, 3] in the size that the model reads (bicubic, antialiased)."""
+    """The centre squares of images uint8 [N, H, W, 3], scaled to the size that the model reads."""
     size = model.visual.image_size[0]
-    if images.shape[1] == size:
+    if images.shape[1:3] == (size, size):
         return images
     return np.stack([centre_square(Image.fromarray(image), size) for image in images])
 

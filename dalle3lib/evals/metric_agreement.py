@@ -42,9 +42,7 @@ def measure(
     for condition, images in instruments.degraded(scenes, autoencoder, seed).items():
         facts = reader.read(images)
         scores = {
-            "CLIP score": clip_score.clip_scores(
-                *scorer, clip_score.resized(scorer[0], images), prompts
-            ),
+            "CLIP score": clip_score.clip_scores(*scorer, images, prompts),
             "judge": [verdict.score for verdict in asked(judge, found, images)],
             "reader": [float(satisfied(c.ask, f)) for c, f in zip(found, facts, strict=True)],
         }
