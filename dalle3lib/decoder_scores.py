@@ -213,9 +213,7 @@ def effect(tables: dict[str, pd.DataFrame], a: str, b: str, names: Sequence[str]
     x, y = (tables[n][list(names)].mean(axis=1) for n in (a, b))
     kept = x.notna() & y.notna()
     scale = 1 if set(names) <= set(UNITS) else 100
-    pair = scale * x[kept], scale * y[kept]
-    interval = stats.paired_bootstrap(*pair, rng(0, f"decoder/{a}/{b}/{names}"))
-    return {"effect": float((pair[0] - pair[1]).mean()), "interval": interval}
+    return stats.paired_effect(scale * x[kept], scale * y[kept], rng(0, f"decoder/{a}/{b}/{names}"))
 
 
 def gap_closed(summary: pd.DataFrame, decoder: str, measure_name: str) -> float:

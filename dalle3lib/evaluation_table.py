@@ -53,12 +53,11 @@ def effect(rows: pd.DataFrame, benchmark: str, first: str, second: str) -> dict:
     here = rows[rows.benchmark == benchmark].assign(value=scaled)
     means = here.pivot_table(index="prompt", columns="system", values="value", sort=False)
     pair = means.reindex(columns=[first, second]).dropna()
-    values = pair[first].to_numpy(), pair[second].to_numpy()
     unit = UNITS.get(benchmark, "% points")
     if len(pair) < 2:
         return {"effect": np.nan, "interval": (np.nan, np.nan), "unit": unit}
-    interval = stats.paired_bootstrap(*values, rng(0, f"{benchmark}/{first}/{second}"))
-    return {"effect": float((values[0] - values[1]).mean()), "interval": interval, "unit": unit}
+    random = rng(0, f"{benchmark}/{first}/{second}")
+    return stats.paired_effect(pair[first], pair[second], random) | {"unit": unit}
 
 
 def steps(names: Sequence[str]) -> dict[str, tuple[str, str]]:
