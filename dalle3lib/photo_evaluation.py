@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dalle3lib import UserError, arm, coco, pairs, paths, pretrained, trained_arms
+from dalle3lib import UserError, arm, coco, files, pairs, paths, pretrained, trained_arms
 from dalle3lib.automatic_evaluation import BOUND, judge_of, vqa_of
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score, compbench, drawbench, noun_phrases
@@ -56,8 +56,10 @@ def bound(cfg: Parameters, name: str) -> pd.DataFrame:
     """
     folder = None if cfg.compbench == "benchmarks" else paths.folder(cfg.compbench)
     said = compbench.prompts(name, folder)[: cfg.compositions]
-    spoken = cfg.phrases == "spacy"
-    phrases = noun_phrases.from_spacy(said) if spoken else noun_phrases.from_file(cfg.phrases)
+    if cfg.phrases == "spacy":
+        phrases = noun_phrases.from_spacy(said)
+    else:
+        phrases = noun_phrases.from_file(paths.folder(cfg.phrases))
     if lacking := [prompt for prompt in said if prompt not in phrases]:
         raise UserError(
             f"{cfg.phrases} has no noun phrases for {len(lacking)} prompts of T2I-CompBench's "
@@ -182,7 +184,7 @@ def evaluate(
             images = draw(cfg, name, prompts)
             rows = score(benchmark, prompts, images, by).assign(system=arm.label(name))
             np.save(place.with_suffix(".npy"), images[: cfg.shown], allow_pickle=False)
-            rows.to_parquet(place)
+            files.write_atomic(place, rows.to_parquet())
         tables.append(pd.read_parquet(place))
     shown = np.load(folder / f"{name}-captions.npy", allow_pickle=False)
     return pd.concat(tables, ignore_index=True), shown
