@@ -15,7 +15,7 @@ import torch
 
 from dalle3lib import captioner, captioner_training, files, quality, text, upsampler, vae
 from dalle3lib.captions import by_kind
-from dalle3lib.evals import clip_score, vqa
+from dalle3lib.evals import clip_score, vqa, vqa_training
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
 from dalle3lib.recaption import LENGTH
@@ -293,18 +293,21 @@ def train_judge(
     def spec(index: int) -> Scene:
         return scene("foundation", index % scenes, seed, counts=(1, 2, 3))
 
-    tokenizer = vqa.train_tokenizer(spec)
-    model, processor = vqa.build(tokenizer, seed), vqa.make_processor(tokenizer)
+    tokenizer = vqa_training.train_tokenizer(spec)
+    model = vqa_training.build(tokenizer, seed)
+    processor = vqa_training.make_processor(tokenizer)
     log = train(
         model,
-        vqa.step_loss(model, processor, spec, seed=seed, batch=batch, pretraining=pretraining),
+        vqa_training.step_loss(
+            model, processor, spec, seed=seed, batch=batch, pretraining=pretraining
+        ),
         steps=steps,
         lr=lr,
         directory=work,
         ema_decay=0.995,
         description="judge",
     )
-    vqa.save(model, processor, out)
+    vqa_training.save(model, processor, out)
     measured = quality.judge(*vqa.load(out))
     quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
     return log

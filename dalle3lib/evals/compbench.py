@@ -24,8 +24,8 @@ from transformers.image_utils import PILImageResampling
 
 from dalle3lib import UserError, paths
 from dalle3lib.evals import clip_score, per_image, vqa
+from dalle3lib.evals.published_files import COMPBENCH
 
-HOME = "https://github.com/Karine-Huang/T2I-CompBench"
 FILES = {  # 300 prompts each, for evaluation
     "colour": "color_val.txt",
     "shape": "shape_val.txt",
@@ -58,7 +58,8 @@ def lines(file: str, folder: str | Path | None = None) -> list[str]:
         where = f"{path / file} is missing"
     raise UserError(
         f"T2I-CompBench's prompts are not here ({where}): give the folder examples/dataset of a "
-        f"clone of {HOME}, or set DALLE3_BENCHMARKS to a folder with a folder t2i-compbench."
+        f"clone of {COMPBENCH.home}, or set DALLE3_BENCHMARKS to a folder with a folder "
+        "t2i-compbench."
     )
 
 
