@@ -175,7 +175,6 @@ def generate(
     temperature: float | None = None,
     prompt: LongTensor | None = None,
     generator: torch.Generator | None = None,
-    start_id: int | None = None,
     end_id: int | None = None,
     make_reader: Callable = reader,
     return_log_probability: bool = False,
@@ -194,8 +193,8 @@ def generate(
     - ``generator``: where sampling gets its noise, one number per image and place, image by image.
       A caption depends on its own numbers alone, not on the others in the batch; batches drawn one
       after the other from one generator give the same captions whatever their size.
-    - ``prompt``: int64 [B, P], how the captions begin (default: the start token).
-    - ``start_id``, ``end_id``: default to the model's own.
+    - ``prompt``: int64 [B, P], how the captions begin (default: the model's start token).
+    - ``end_id``: the end token (default: the model's own).
     - ``make_reader``: what computes the numbers (default: the fastest exact one).
     - ``return_log_probability``: also return each caption's log-probability given its image, what
       the function of that name computes with this prompt: float32 [B], in nats (default: no).
@@ -207,7 +206,7 @@ def generate(
     shape = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     shape = {name: value for name, value in shape.items() if value is not None}
     _check_strategy(strategy, num_beams, shape, generator)
-    prompt, end_id = _checked(model, images, max_len, prompt, start_id, end_id)
+    prompt, end_id = _checked(model, images, max_len, prompt, end_id)
     tokens = F.pad(prompt, (0, max_len - prompt.shape[1]), value=model.pad_id)
     beams = num_beams or BEAMS if strategy == "beam" else 1
     choose = most_probable
@@ -260,7 +259,7 @@ def token_log_probabilities(
     model at once, except with a text encoder that looks both ways: there each token is given its
     probability before the later ones are known, as when it was written.
     """
-    _, end_id = _checked(model, images, tokens.shape[1], tokens, None, end_id)
+    _, end_id = _checked(model, images, tokens.shape[1], tokens, end_id)
     places = torch.arange(tokens.shape[1], device=tokens.device)
     ends = (tokens == end_id) & (places >= prompt_length - 1)
     counted = (ends.cumsum(dim=1) - ends.long() == 0) & (places >= prompt_length)
@@ -315,7 +314,6 @@ def _checked(
     images: Tensor,
     max_len: int,
     prompt: LongTensor | None,
-    start_id: int | None,
     end_id: int | None,
 ) -> tuple[LongTensor, int]:
     """The prompt [B, P] and the end token with defaults filled in, or why it cannot be done."""
@@ -324,12 +322,12 @@ def _checked(
         raise UserError(
             f"max_len is {max_len}, but this captioner's context holds 1 to {context} tokens."
         )
-    start_id = getattr(model, "start_id", None) if start_id is None else start_id
+    start_id = getattr(model, "start_id", None)
     end_id = getattr(model, "end_id", None) if end_id is None else end_id
     if end_id is None or (prompt is None and start_id is None):
         raise UserError(
             "The start and end tokens of this model are not known: load it with captioner.load or "
-            "give start_id and end_id."
+            "give prompt and end_id."
         )
     if prompt is None:
         prompt = torch.full((len(images), 1), start_id)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from dalle3lib import UserError, coco, files, images
+from dalle3lib import UserError, coco, files, images, paths, splits
 
 DESCRIPTIONS = "docci_descriptions.jsonlines"
 
@@ -88,7 +88,7 @@ def pairs(folder: Path | str, split: str, kind: str, every: bool = True) -> Pair
     """The photographs and captions of a split ("train", "dev" or "test") of a local folder.
 
     The folder is DOCCI's if it holds its descriptions (its own splits: 9,647, 100 and 5,000), else
-    images with COCO-format captions (``images.split_keys``; ``every`` caption of an image, or its
+    images with COCO-format captions (``splits.split_keys``; ``every`` caption of an image, or its
     first). ``kind`` ("ssc" or "dsc") says which set to name where there is none. Raises UserError
     for a missing folder and for one with problems, all of which are listed.
     """
@@ -103,7 +103,7 @@ def _found(folder: Path | str, kind: str) -> Path:
     """The folder, if there are captions in it; UserError that names the set to download if not."""
     if kind not in SETS:
         raise UserError(f"There are captions of kind {' or '.join(SETS)}, not {kind!r}.")
-    folder = Path(folder).expanduser()
+    folder = paths.folder(folder)
     captions = (DESCRIPTIONS, "*.json", "annotations/*.json")
     if not any(path for pattern in captions for path in folder.glob(pattern)):
         raise UserError(missing(SETS[kind], folder))
@@ -130,11 +130,11 @@ def _docci(folder: Path, split: str) -> Pairs:
         try:
             entry = json.loads(line)
             name, path = entry["example_id"], folder / "images" / Path(entry["image_file"]).name
-            text = " ".join(entry["description"].split())
+            own, text = name.rpartition("_")[0], " ".join(entry["description"].split())
         except (ValueError, KeyError, TypeError, AttributeError):
             problems["line without example_id, image_file and description"].append(f"{number}")
             continue
-        if name.rpartition("_")[0] != DOCCI_SPLITS[split]:
+        if own != DOCCI_SPLITS[split]:
             continue
         if not text:
             problems["empty description"].append(name)
@@ -151,18 +151,16 @@ def _docci(folder: Path, split: str) -> Pairs:
 
 
 def _coco(folder: Path, split: str, every: bool) -> Pairs:
-    """A split of a folder with COCO-format captions, in the order of ``images.Folder``."""
+    """A split of a folder with COCO-format captions, in the order of ``splits.Folder``."""
     names = [name for name, _, _ in images.list_files(folder)]
     file, content = coco.captions_file(folder, names)
     problems: coco.Problems = defaultdict(list)
     found = coco.all_captions(content, problems)
-    first = {name: texts[0] if texts else None for name, texts in found.items()}
-    photographs = [name for name in names if name.lower().endswith(images.EXTENSIONS)]
-    located = coco.locate(first, photographs, problems)
+    located = coco.locate(found, images.pictures(names), problems)
     if problems:
         raise UserError(coco.report(folder, file, problems))
     texts = {name: captions if every else captions[:1] for name, captions in found.items()}
-    chosen = [(k, text) for k in images.split_keys(located)[split] for text in texts[k]]
+    chosen = [(k, text) for k in splits.split_keys(located)[split] for text in texts[k]]
     return Pairs([folder / located[k] for k, _ in chosen], [text for _, text in chosen])
 
 

@@ -58,35 +58,37 @@ __all__ = [
     "write",
 ]
 
-# open_clip's configuration schema. Heads are 32 wide; the image becomes 32 vectors for the decoder
-# plus one for the contrastive loss (``attn_pooler_queries``); ``embed_cls`` puts a learned token
-# after the text whose state is the contrastive text feature. ``hf_tokenizer_name`` makes
-# ``open_clip.get_tokenizer`` read the tokenizer files beside the weights.
+# open_clip's configuration schema. The sizes are those of the world's CLIP too; heads are 32 wide.
+VISION = {
+    "image_size": 64,
+    "patch_size": 8,
+    "width": 128,
+    "layers": 3,
+    "head_width": 32,
+    "mlp_ratio": 3.0,
+}
+TEXT = {"context_length": 48, "width": 128, "heads": 4, "layers": 2}
+# The image becomes 32 vectors for the decoder plus one for the contrastive loss
+# (``attn_pooler_queries``); ``embed_cls`` puts a learned token after the text whose state is the
+# contrastive text feature. ``hf_tokenizer_name`` makes ``open_clip.get_tokenizer`` read the
+# tokenizer files beside the weights.
 WORLD_COCA = {
     "embed_dim": 128,
     "vision_cfg": {
-        "image_size": 64,
-        "patch_size": 8,
-        "width": 128,
-        "layers": 3,
-        "head_width": 32,
-        "mlp_ratio": 3.0,
+        **VISION,
         "attentional_pool": True,
         "attn_pooler_queries": 33,
         "attn_pooler_heads": 4,
         "output_tokens": True,
     },
     "text_cfg": {
-        "context_length": 48,
-        "width": 128,
-        "heads": 4,
-        "layers": 2,
+        **TEXT,
         "embed_cls": True,
         "pad_id": 0,
         "output_tokens": True,
         "hf_tokenizer_name": "dalle3lib-world",
     },
-    "multimodal_cfg": {"context_length": 48, "width": 128, "heads": 4, "layers": 2},
+    "multimodal_cfg": {**TEXT},
     "pad_id": 0,
     "custom_text": True,
 }

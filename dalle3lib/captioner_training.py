@@ -63,7 +63,7 @@ def train_captioner(
     *,
     seed: int,
     steps: int,
-    batch_size: int,
+    batch: int,
     lr: float,
     directory: Path | str,
     contrastive: float,
@@ -91,10 +91,10 @@ def train_captioner(
     computed again on the way back instead of kept (``grad_checkpointing``, about a third slower).
     """
     tokens = encode(tokenizer, captions, model.context_length).to(model.logit_scale.device)
-    parts = parallel.micro_batches(batch_size, micro_batch)
+    parts = parallel.micro_batches(batch, micro_batch)
     if contrastive and len(parts) > 1:
         raise UserError(
-            f"The contrastive loss compares all {batch_size} images of a batch, so a batch cannot "
+            f"The contrastive loss compares all {batch} images of a batch, so a batch cannot "
             f"be split into {len(parts)} parts: leave micro_batch out and train in one process, or "
             "set contrastive to 0."
         )
@@ -107,7 +107,7 @@ def train_captioner(
         return {name: weight * value for name, value in values.items()}
 
     def batch_loss(step: int) -> list[Part]:
-        rows = batch_indices(seed, step, batch_size, len(tokens))
+        rows = batch_indices(seed, step, batch, len(tokens))
         terms = caption_terms(tokens[rows], model.pad_id)
         return [partial(part_loss, rows[part], terms) for part in parts]
 

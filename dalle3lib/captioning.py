@@ -15,13 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dalle3lib import UserError, captioner, shards, sources
-from dalle3lib.images import Limits, centre_square, decode
+from dalle3lib.images import PHOTOGRAPHS, Limits, decode
 from dalle3lib.tars import Item, printable
-
-PHOTOGRAPHS = Limits(min_side=16, max_aspect=10)  # a centre square of less shows nothing
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def caption_shard(job: Job) -> dict[str, Any]:
         readable = _decoded(job.shard.read(), size, job.limits, quarantined)
         while batch := list(islice(readable, job.batch_size)):
             items, images = zip(*batch, strict=True)
-            written = [{"key": i.key, "alt": i.alt, "sha256": image_sha256(i)} for i in items]
+            written = [{"key": i.key, "alt": i.alt, "sha256": image_sha256(i.image)} for i in items]
             for kind, (model, tokenizer) in models.items():
                 options = {"max_len": job.lengths[kind], "progress": False}
                 captions = captioner.write(model, tokenizer, np.stack(images), **options)
@@ -72,10 +69,10 @@ def caption_shard(job: Job) -> dict[str, Any]:
         return shards.write(job.directory, job.shard, rows, quarantined)
 
 
-def image_sha256(item: Item) -> str:
+def image_sha256(image: bytes | np.ndarray) -> str:
     """SHA-256 of an image file's bytes, or of the pixels of an image that never was a file."""
-    image = item.image if isinstance(item.image, bytes) else np.ascontiguousarray(item.image)
-    return hashlib.sha256(image).hexdigest()
+    content = image if isinstance(image, bytes) else np.ascontiguousarray(image)
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager
@@ -94,20 +91,12 @@ def _decoded(
         problem = item.problem
         if not problem:
             try:
-                yield item, pixels(item.image, size, limits)
+                yield item, decode(item.image, size, limits)
             except ValueError as error:
                 problem = str(error)
         if problem:
             reason = printable(problem)
             quarantined.append({"key": item.key, "file": item.file, "reason": reason})
-
-
-def pixels(image: bytes | np.ndarray, size: int, limits: Limits) -> np.ndarray:
-    """The centre square of an image, uint8 [size, size, 3]; ValueError with the reason if bad."""
-    if isinstance(image, bytes):
-        return decode(image, size, limits)
-    limits.check(image.shape[1], image.shape[0])
-    return image if image.shape[:2] == (size, size) else centre_square(Image.fromarray(image), size)
 
 
 @lru_cache(maxsize=2)

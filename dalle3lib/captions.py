@@ -11,6 +11,9 @@ from dalle3lib import UserError, stats
 from dalle3lib.images import Record
 from dalle3lib.randomness import rng
 
+# Which field of a record holds the human captions that each kind of synthetic one is learned from.
+HUMAN = {"ssc": "short", "dsc": "descriptive"}
+
 # --- the blend -----------------------------------------------------------------------------------
 
 

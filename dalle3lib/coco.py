@@ -92,7 +92,8 @@ def first_captions(content: dict, problems: Problems) -> dict[str, str | None]:
 def references(folder: str | Path) -> dict[str, list[str]]:
     """All captions of each file name in a folder's captions file, as ``all_captions`` reads them.
 
-    Raises UserError if there is not exactly one captions file; its faults are ``Folder``'s to tell.
+    Raises UserError if there is not exactly one captions file. What is wrong in it is for
+    ``splits.Folder`` to tell.
     """
     folder = Path(folder).expanduser()
     names = [*os.listdir(folder), *(f"annotations/{p.name}" for p in folder.glob("annotations/*"))]
@@ -136,7 +137,10 @@ def all_captions(content: dict, problems: Problems) -> dict[str, list[str]]:
 
 
 def locate(captions: dict, paths: list[str], problems: Problems) -> dict[str, str]:
-    """Where the image of each captioned file name lies; both directions are checked."""
+    """Where the image of each captioned file name lies; both directions are checked.
+
+    ``captions`` holds the caption, or all of them, of each file name; nothing: a problem.
+    """
     by_base = defaultdict(list)
     for path in paths:
         by_base[os.path.basename(path)].append(path)
@@ -149,7 +153,7 @@ def locate(captions: dict, paths: list[str], problems: Problems) -> dict[str, st
             problems["image file missing"].append(name)
         elif len(found) > 1:
             problems["file name found more than once"].append(" and ".join(found))
-        elif caption is None:
+        elif not caption:
             problems["image without a caption"].append(name)
         else:
             located[name] = found[0]

@@ -20,7 +20,6 @@ from dalle3lib import (
     decoder_network,
     decoder_scores,
     files,
-    foundation,
     paths,
     quality,
     vae,
@@ -28,7 +27,7 @@ from dalle3lib import (
 from dalle3lib.images import stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
 from dalle3lib.train import train, update_ema
-from dalle3lib.world.render import render
+from dalle3lib.world import World, render
 
 # How decoders are trained for the book: scenes of the foundation split (the autoencoder's own).
 TEACHER = {"seed": 0, "scenes": 60_000, "steps": 20_000, "batch": 16, "lr": 1.2e-3}
@@ -47,7 +46,7 @@ class Pairs:
 
 def pictures(scenes: int) -> Pairs:
     """The first scenes of the foundation split and their latents by the shipped autoencoder."""
-    images = stack(foundation.world_records("foundation", scenes))
+    images = stack(World("foundation", scenes))
     return Pairs(images, vae.encode(vae.load(paths.foundation("vae")), images, batch=100))
 
 

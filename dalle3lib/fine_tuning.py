@@ -21,8 +21,9 @@ from dalle3lib import (
     quality,
     recaption,
 )
-from dalle3lib.captions import by_kind
+from dalle3lib.captions import HUMAN
 from dalle3lib.images import stack
+from dalle3lib.world import World
 
 Lessons = tuple[Sequence[np.ndarray], list[str]]  # images and their captions, one for one
 READ_AGAIN = 200  # held-out images that the finished captioner captions, for the alarm
@@ -40,10 +41,10 @@ def lessons(
     """
     if data == "world":
         if split == "train":
-            records = foundation.world_records("foundation", count or 8000)
+            records = list(World("foundation", count or 8000))
         else:
             records = foundation.held_out(count=count or 500)
-        return stack(records), by_kind(records)[foundation.FINE_TUNING[kind]]
+        return stack(records), [getattr(record, HUMAN[kind]) for record in records]
     found = caption_sets.pairs(data, split, kind, every=split == "train")
     paths, texts = found.paths[:count], found.captions[:count]
     return caption_sets.Photographs(paths, size), texts
@@ -72,7 +73,6 @@ def fine_tune(
     held_out_every: int = 250,
     patience: int | None = 4,
     device: str = "cpu",
-    strict: bool = False,
     **options,
 ) -> dict[str, Any]:
     """Fine-tune a CoCa on the captions in ``data``; write it to ``out``; return its manifest.
@@ -89,19 +89,16 @@ def fine_tune(
     ``out`` has open_clip's ``local-dir:`` layout, with the curve (``training.csv``) and a manifest
     that names data, licence and revision. The same call again goes on where it was interrupted,
     and returns the manifest of finished work. What is degenerate about the captions of held-out
-    images is printed and noted (``quality.alarms``); if ``strict``, it is a UserError, raised when
-    everything is written. UserError also for data that is missing or cannot be read.
+    images is printed and noted (``quality.alarms``). UserError for data that is missing or cannot
+    be read.
     """
     out = Path(out).expanduser()
+    training = {"steps": steps, "batch": batch, "lr": lr, "seed": seed}
+    training |= {"held_out_every": held_out_every, "patience": patience, **options}
     settings = {"kind": kind, "base": str(base), "context": context, "examples": examples}
-    settings |= {"steps": steps, "batch": batch, "lr": lr, "seed": seed, "unseen": unseen}
-    settings |= {"held_out_every": held_out_every, "patience": patience, **options}
-    settings["data"] = provenance(kind, data)
+    settings |= {"unseen": unseen, **training, "data": provenance(kind, data)}
     _claim(out, settings)
     if not (out / "manifest.json").is_file():
-        options |= {"held_out_every": held_out_every, "patience": patience, "seed": seed}
-        options |= {"steps": steps, "batch_size": batch, "lr": lr}
-        options["description"] = f"fine-tuning {kind.upper()}"
         started = quality.clock()
         model, tokenizer, _ = recaption.find_captioner("base", str(base))
         size = model.to(device).visual.image_size[0]
@@ -109,22 +106,18 @@ def fine_tune(
         held_out = lessons(kind, data, "dev", size, unseen)
         if context:
             captioner.extend_context(model, max(context, model.context_length))
-        about = _tune(
-            model, tokenizer, learned, held_out, out, f"fine-tuning {kind.upper()}", options
-        )
+        training["description"] = f"fine-tuning {kind.upper()}"
+        about = _tune(model, tokenizer, learned, held_out, out, training)
         about["data"] = settings["data"] | about["data"]
         quality.write_manifest(out, started, seed=seed, **about)
-    return _finished(out, strict)
+    manifest = files.read_json(out / "manifest.json")
+    if problem := files.damage(out, manifest["files"]):
+        raise UserError(f"The captioner in {out} cannot be used: {problem}; fine-tune it again.")
+    return manifest
 
 
 def _tune(
-    model,
-    tokenizer,
-    learned: Lessons,
-    held_out: Lessons,
-    out: Path,
-    description: str,
-    options: dict,
+    model, tokenizer, learned: Lessons, held_out: Lessons, out: Path, training: dict
 ) -> dict[str, Any]:
     """Train the captioner and write it to ``out``; the entries of its manifest."""
     cut = report_truncation(model, tokenizer, learned[1])
@@ -137,7 +130,7 @@ def _tune(
         contrastive=0.0,
         captioning=1.0,
         held_out=held_out,
-        **options,
+        **training,
     )
     captioner.save(model.eval(), tokenizer, out)
     captioner_training.write_curve(log, out)
@@ -174,16 +167,3 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             f"{out} holds a fine-tuning with another {', '.join(changed)}: choose another "
             "directory, or remove this one."
         )
-
-
-def _finished(out: Path, strict: bool) -> dict[str, Any]:
-    """The manifest of a finished fine-tuning, its files checked; UserError if ``strict``."""
-    manifest = files.read_json(out / "manifest.json")
-    if problem := files.damage(out, manifest["files"]):
-        raise UserError(f"The captioner in {out} cannot be used: {problem}; fine-tune it again.")
-    if strict and manifest["alarms"]:
-        raise UserError(
-            f"The captioner in {out} is written, but its captions are degenerate: "
-            f"{' '.join(manifest['alarms'])} Lower the learning rate or look at the data."
-        )
-    return manifest

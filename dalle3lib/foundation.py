@@ -1,8 +1,10 @@
 """Training the world's foundations: the models that the paper takes as given.
 
-Each function trains one of them from the foundation split, which shares no scene with any other,
-and writes it in the format of its public counterpart. The notebook ``00_foundations`` calls them;
-the results are shipped in ``data/foundation`` and every chapter starts from the shipped files.
+Each ``train_...`` makes one of them from the foundation split, which shares no scene with any
+other: it writes the model to ``out`` in the format of its public counterpart and returns its
+quality as measured; checkpoints lie in ``work``. ``train_one`` adds the manifest. The notebook
+``00_foundations`` calls them; the results are shipped in ``data/foundation`` and every chapter
+starts from the shipped files.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 
 from dalle3lib import captioner, captioner_training, files, quality, text, upsampler, vae
-from dalle3lib.captions import by_kind
+from dalle3lib.captions import HUMAN, by_kind
 from dalle3lib.evals import clip_score, vqa, vqa_training
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
@@ -54,11 +56,6 @@ HALVES = (  # side by side
 )
 
 
-def world_records(split: str, count: int, noise: float = 0.5) -> list[Record]:
-    """The first ``count`` records of a split of the world, rendered once and kept."""
-    return list(World(split, count, noise))
-
-
 def held_out(noise: float = 0.5, count: int = 500) -> list[Record]:
     """Scenes on which captioners are measured while they learn: the dev split's second 500.
 
@@ -69,16 +66,12 @@ def held_out(noise: float = 0.5, count: int = 500) -> list[Record]:
 
 def train_vae(
     work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
-) -> dict[str, list[float]]:
-    """Train the autoencoder, standardise its latents, save it (fp16) to ``out``; return the log.
-
-    ``work`` holds the checkpoints of the run.
-    """
-    started = quality.clock()
+) -> dict[str, float]:
+    """Train the autoencoder and standardise its latents (fp16)."""
     torch.manual_seed(seed)
     model = vae.build().to(memory_format=torch.channels_last)
-    images = stack(world_records("foundation", scenes))
-    log = train(
+    images = stack(World("foundation", scenes))
+    train(
         model,
         vae.step_loss(
             model, lambda step: images[batch_indices(seed, step, batch, len(images))], seed=seed
@@ -92,20 +85,16 @@ def train_vae(
     model.eval()
     vae.standardise(model, to_tensor(images[:1000]))
     model.half().save_pretrained(out)
-    quality.write_manifest(
-        out, started, seed=seed, steps=steps, measured=quality.autoencoder(vae.load(out))
-    )
-    return log
+    return quality.autoencoder(vae.load(out))
 
 
 def train_text(
     work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
-) -> dict[str, list[float]]:
+) -> dict[str, float]:
     """Learn the tokenizer and train T5 on equal token shares of alt, short and descriptive text.
 
-    Only the encoder is saved (fp16), with its tokenizer. Returns the log.
+    Only the encoder is saved (fp16), with its tokenizer.
     """
-    started = quality.clock()
     torch.manual_seed(seed)
     world = World("foundation", scenes)
     said, again = (
@@ -134,20 +123,18 @@ def train_text(
     encoder.load_state_dict(model.state_dict(), strict=False)
     encoder.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
-    return log
+    return measured
 
 
 def train_clip(
     work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
-) -> dict[str, list[float]]:
+) -> dict[str, float]:
     """Train the CLIP scorer contrastively; each image draws one of its captions every time.
 
     It reads alt-text, short and descriptive captions, and uses a seed of its own: no captioner
-    shares its weights. Returns the log.
+    shares its weights.
     """
-    started = quality.clock()
-    records = world_records("foundation", scenes)
+    records = list(World("foundation", scenes))
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
     model = clip_score.build(tokenizer, seed)
@@ -160,117 +147,55 @@ def train_clip(
         drawn = tokens[kinds, rows]
         return {"loss": clip_score.contrastive_loss(model, to_tensor(images[rows]), drawn)}
 
-    log = train(model, loss, steps=steps, lr=lr, directory=work, description="CLIP scorer")
+    train(model, loss, steps=steps, lr=lr, directory=work, description="CLIP scorer")
     captioner.save(model, tokenizer, out)
-    measured = quality.scorer(*clip_score.load(out))
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
-    return log
+    return quality.scorer(*clip_score.load(out))
 
 
 def train_base_captioner(
-    work: Path,
-    out: Path,
-    *,
-    seed: int,
-    scenes: int,
-    noise: float,
-    steps: int,
-    batch: int,
-    lr: float,
-) -> dict[str, list[float]]:
+    work: Path, out: Path, *, seed: int, scenes: int, noise: float, **recipe
+) -> dict[str, float]:
     """Train the base CoCa on (image, alt-text) pairs with both losses (weights 1 and 2)."""
-    started = quality.clock()
-    records = world_records("foundation", scenes, noise)
+    records = list(World("foundation", scenes, noise))
     captions = by_kind(records)
     tokenizer = text.train_tokenizer([c for kind in captions.values() for c in kind], start=True)
     model = captioner.build(tokenizer, seed)
-    unseen = held_out(noise)
-    log = captioner_training.train_captioner(
-        model,
-        tokenizer,
-        stack(records),
-        captions["alt-text"],
-        held_out=(stack(unseen), by_kind(unseen)["alt-text"]),
-        seed=seed,
-        steps=steps,
-        batch_size=batch,
-        lr=lr,
-        directory=work,
-        contrastive=1.0,
-        captioning=2.0,
-        description="base CoCa",
-    )
-    captioner.save(model, tokenizer, out)
-    captioner_training.write_curve(log, out)
-    measured = quality.captioner(*captioner.load(out), "alt")
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
-    return log
+    options = {"contrastive": 1.0, "captioning": 2.0, "description": "base CoCa"}
+    options |= {"seed": seed, "directory": work, **recipe}
+    return _train_captioner(model, tokenizer, "alt", records, held_out(noise), out, **options)
 
 
-FINE_TUNING = {"ssc": "short", "dsc": "descriptive"}  # which human captions each kind learns from
+def train_fine_tune(kind: str, work: Path, out: Path, *, scenes: int, **recipe) -> dict[str, float]:
+    """Fine-tune the captioner ``coca-base`` beside ``out`` on human captions (paper section 2.1).
 
-
-def fine_tune_captioner(
-    kind: str,
-    records: list[Record],
-    base: Path,
-    work: Path,
-    *,
-    seed: int,
-    steps: int,
-    batch: int,
-    lr: float,
-    unseen: list[Record] | None = None,
-    **options,
-):
-    """Fine-tune the base CoCa on human captions of one kind (paper §2.1); (model, tokenizer, log).
-
-    ``kind`` is "ssc" (captions of the main subject only) or "dsc" (captions of everything); both
-    start from the base captioner in directory ``base`` and use the captioning loss alone. The
-    likelihood of the captions of ``unseen`` records, if given, is measured along the way
-    (``options`` of ``train.train``, such as ``held_out_every`` and ``patience``), and what is
-    degenerate about the captions that it writes of the first 100 is printed.
+    ``kind`` is "ssc" (captions of the main subject only) or "dsc" (of everything); both use the
+    captioning loss alone. What is degenerate about the captions that the result writes of held-out
+    scenes is printed.
     """
-    model, tokenizer = captioner.load(base)
-    if unseen:
-        options["held_out"] = stack(unseen), by_kind(unseen)[FINE_TUNING[kind]]
-    log = captioner_training.train_captioner(
-        model,
-        tokenizer,
-        stack(records),
-        by_kind(records)[FINE_TUNING[kind]],
-        seed=seed,
-        steps=steps,
-        batch_size=batch,
-        lr=lr,
-        directory=work,
-        contrastive=0.0,
-        captioning=1.0,
-        description=f"fine-tuning {kind.upper()}",
-        **options,
-    )
-    if unseen:
-        quality.listen(model.eval(), tokenizer, stack(unseen[:100]), LENGTH[kind])
-    return model.eval(), tokenizer, log
+    model, tokenizer = captioner.load(out.parent / "coca-base")
+    records, unseen = list(World("foundation", scenes)), held_out()
+    options = {"contrastive": 0.0, "captioning": 1.0, "description": f"fine-tuning {kind.upper()}"}
+    options |= {"directory": work, **recipe}
+    measured = _train_captioner(model, tokenizer, HUMAN[kind], records, unseen, out, **options)
+    quality.listen(model.eval(), tokenizer, stack(unseen[:100]), LENGTH[kind])
+    return measured
 
 
-def train_fine_tune(
-    kind: str, work: Path, out: Path, *, scenes: int, **recipe
-) -> dict[str, list[float]]:
-    """Make the shipped captioner of a kind from ``coca-base`` beside it; return the log."""
-    started = quality.clock()
-    records = world_records("foundation", scenes)
-    base = out.parent / "coca-base"
-    model, tokenizer, log = fine_tune_captioner(
-        kind, records, base, work, unseen=held_out(), **recipe
-    )
+def _train_captioner(
+    model,
+    tokenizer,
+    field: str,
+    records: Sequence[Record],
+    unseen: Sequence[Record],
+    out: Path,
+    **options,
+) -> dict[str, float]:
+    """Train a captioner on one kind of caption (a record's field); save it and its curve."""
+    learned, others = ((stack(s), [getattr(r, field) for r in s]) for s in (records, unseen))
+    log = captioner_training.train_captioner(model, tokenizer, *learned, held_out=others, **options)
     captioner.save(model, tokenizer, out)
     captioner_training.write_curve(log, out)
-    measured = quality.captioner(*captioner.load(out), FINE_TUNING[kind])
-    quality.write_manifest(
-        out, started, seed=recipe["seed"], steps=recipe["steps"], measured=measured
-    )
-    return log
+    return quality.captioner(*captioner.load(out), field)
 
 
 def train_judge(
@@ -283,12 +208,11 @@ def train_judge(
     steps: int,
     batch: int,
     lr: float,
-) -> dict[str, list[float]]:
-    """Train the judge on captions, then questions, of scenes seen about once; return the log.
+) -> dict[str, float]:
+    """Train the judge on captions, then questions, of scenes seen about once.
 
     It sees another draw of the world than the captioners (``seed``), three objects included.
     """
-    started = quality.clock()
 
     def spec(index: int) -> Scene:
         return scene("foundation", index % scenes, seed, counts=(1, 2, 3))
@@ -296,7 +220,7 @@ def train_judge(
     tokenizer = vqa_training.train_tokenizer(spec)
     model = vqa_training.build(tokenizer, seed)
     processor = vqa_training.make_processor(tokenizer)
-    log = train(
+    train(
         model,
         vqa_training.step_loss(
             model, processor, spec, seed=seed, batch=batch, pretraining=pretraining
@@ -308,19 +232,16 @@ def train_judge(
         description="judge",
     )
     vqa_training.save(model, processor, out)
-    measured = quality.judge(*vqa.load(out))
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
-    return log
+    return quality.judge(*vqa.load(out))
 
 
 def train_upsampler(
     work: Path, out: Path, *, seed: int, scenes: int, steps: int, batch: int, lr: float
-) -> dict[str, list[float]]:
-    """Train the upsampler from the text encoder ``t5`` beside it; save it (fp16); return the log.
+) -> dict[str, float]:
+    """Train the upsampler from the text encoder ``t5`` beside it (fp16).
 
     It learns from the captions in ``data/captions`` of the first ``scenes`` training images.
     """
-    started = quality.clock()
     torch.manual_seed(seed)
     model, tokenizer = upsampler.build(out.parent / "t5")
     texts = (upsampler.tokens(tokenizer, side) for side in upsampler.examples(scenes))
@@ -335,10 +256,8 @@ def train_upsampler(
     )
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    measured = {"loss": round(sum(log["loss"][-100:]) / len(log["loss"][-100:]), 3)}
-    measured |= quality.upsampler(*upsampler.load(out))
-    quality.write_manifest(out, started, seed=seed, steps=steps, measured=measured)
-    return log
+    loss = round(sum(log["loss"][-100:]) / len(log["loss"][-100:]), 3)
+    return {"loss": loss} | quality.upsampler(*upsampler.load(out))
 
 
 TRAINING = {
@@ -361,8 +280,11 @@ def train_one(name: str, directory: Path) -> dict:
     out, work = directory / name, directory / "checkpoints" / name
     if not (out / "manifest.json").is_file():
         torch.set_num_threads(1)  # another number of threads rounds differently
+        recipe, started = RECIPES[name], quality.clock()
         with files.guard(out):
-            TRAINING[name](work, out, **RECIPES[name])
+            measured = TRAINING[name](work, out, **recipe)
+            settled = {"seed": recipe["seed"], "steps": recipe["steps"], "measured": measured}
+            quality.write_manifest(out, started, **settled)
     return files.read_json(out / "manifest.json")
 
 

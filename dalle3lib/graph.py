@@ -74,10 +74,10 @@ def _look_at(root: Path, preset: str, data: str) -> None:
     """
     if data == "world":
         return
-    from dalle3lib import coco, images, which_chapters
+    from dalle3lib import coco, splits, which_chapters
 
     try:
-        images.open_source(data, "train", 1)
+        splits.open_source(data, "train", 1)
     except coco.BadFolder as error:
         with guard(root):
             root.mkdir(parents=True, exist_ok=True)
@@ -94,11 +94,11 @@ def _look_at(root: Path, preset: str, data: str) -> None:
 
 def _check_prompts(preset: str, data: str) -> None:
     """UserError where a folder is too small to hold out the images that prompts are made of."""
-    from dalle3lib import images, pairs
+    from dalle3lib import pairs, splits
 
     cfg = config.from_preset("04a_train_arm", preset=preset, data=data)
     split = cfg.get("prompts_from", "")
-    if split in pairs.HELD_OUT and len(images.open_source(data, split, 2)) < 2:
+    if split in pairs.HELD_OUT and len(splits.open_source(data, split, 2)) < 2:
         raise UserError(
             f"Fewer than 2 of these images fall into the split {split}, of which prompts are made "
             "and without which there is no interval: give more images, 40 or so."

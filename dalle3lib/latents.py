@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 from dalle3lib import UserError, files, pairs, paths, pretrained, recaption, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.fingerprint import inputs_fingerprint, module_closure
-from dalle3lib.images import Record, open_source, stack
+from dalle3lib.images import Record, stack
 from dalle3lib.pairs import TRUTH, WRITTEN
 from dalle3lib.recaption import KINDS
+from dalle3lib.splits import open_source
 from dalle3lib.stored import StoredLatents, StoredStates
 
 SHARD = 2000  # records

@@ -20,7 +20,7 @@ from dalle3lib.paths import presets_dir
 # One API page per step of the method. A module named in no group lands on the last page, so that
 # a new module cannot be forgotten.
 GROUPS = {
-    "world": ("The world and images", ("world", "images", "coco")),
+    "world": ("The world and images", ("world", "images", "splits", "coco")),
     "captions": (
         "Captions and text",
         (

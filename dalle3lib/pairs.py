@@ -5,7 +5,6 @@ when they are needed; the captions come from ``recaption``'s folder and are foun
 key. What lacks one of the two is left out, counted and listed.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,24 +15,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dalle3lib import UserError, coco, files, paths, sources
-from dalle3lib.captioning import PHOTOGRAPHS, image_sha256, pixels
+from dalle3lib.captioning import image_sha256
+from dalle3lib.captions import HUMAN
 from dalle3lib.config import Parameters
-from dalle3lib.images import (
-    Limits,
-    Record,
-    first_of_folder,
-    open_source,
-    packed,
-    split_keys,
-    split_of,
-)
+from dalle3lib.images import PHOTOGRAPHS, Record, decode
 from dalle3lib.recaption import synthetic_captions
 from dalle3lib.shards import KINDS
+from dalle3lib.splits import first_of_folder, open_source, packed, split_keys, split_of
 from dalle3lib.tars import Item
 
 WRITTEN = "written"  # the captions are the committed ones, or written now by the shipped captioners
 TRUTH = "truth"  # they are what the data itself says, short and descriptive: no captioner errs
-HUMAN = {"ssc": "short", "dsc": "descriptive"}  # where a record says it
 HELD_OUT = ("dev", "test")  # splits of which prompts are made; the study takes test
 AT_ONCE = 256  # images that are decoded side by side
 
@@ -91,7 +83,7 @@ def of_records(records: Sequence[Record], where: str) -> dict[str, list[str]]:
         rows = open_captions(where).all()
         found = [rows.get(r.key, dict.fromkeys((*KINDS, "sha256"))) for r in records]
         for record, row in zip(records, found, strict=True):
-            if row["sha256"] not in (None, image_sha256(Item(record.key, record.image))):
+            if row["sha256"] not in (None, image_sha256(record.image)):
                 raise UserError(f"{record.key} is not the image that was captioned in {where}.")
         told = {kind: [row[kind] for row in found] for kind in KINDS}
     for kind, texts in told.items():
@@ -113,7 +105,6 @@ def read(
     captions: Captions,
     size: int,
     left_out: list[dict[str, Any]],
-    limits: Limits = PHOTOGRAPHS,
     wanted: Callable[[str], bool] = bool,
 ) -> Iterator[tuple[Record, dict[str, str]]]:
     """The usable images of a part, uint8 [size, size, 3], each with its captions by kind.
@@ -125,7 +116,7 @@ def read(
     items = (item for item in part.read() if item.key is None or wanted(item.key))
     with ThreadPoolExecutor() as pool:  # Pillow decodes on all cores
         while batch := list(islice(items, AT_ONCE)):
-            waiting = [pool.submit(_record, i, rows.get(i.key), size, limits) for i in batch]
+            waiting = [pool.submit(_record, i, rows.get(i.key), size) for i in batch]
             for item, decoding in zip(batch, waiting, strict=True):
                 try:
                     yield decoding.result(), {kind: rows[item.key][kind] for kind in KINDS}
@@ -133,7 +124,7 @@ def read(
                     left_out.append({"key": item.key, "file": item.file, "reason": str(error)})
 
 
-def _record(item: Item, row: dict[str, Any] | None, size: int, limits: Limits) -> Record:
+def _record(item: Item, row: dict[str, Any] | None, size: int) -> Record:
     """An image with its alt-text as a record; ValueError with the reason why it cannot be used."""
     if item.problem:
         raise ValueError(item.problem)
@@ -143,9 +134,9 @@ def _record(item: Item, row: dict[str, Any] | None, size: int, limits: Limits) -
         raise ValueError("it has no synthetic caption")
     if empty := [kind for kind in KINDS if not (row[kind] or "").strip()]:
         raise ValueError(f"its {' and '.join(empty)} caption is empty")
-    if row["sha256"] != image_sha256(item):
+    if row["sha256"] != image_sha256(item.image):
         raise ValueError("it is not the image that was captioned")
-    return Record(item.key, pixels(item.image, size, limits), item.alt)
+    return Record(item.key, decode(item.image, size, PHOTOGRAPHS), item.alt)
 
 
 def first(
@@ -172,45 +163,13 @@ def first(
 def for_training(cfg: Parameters) -> Callable[[str], bool]:
     """Which keys of the data arms may train on: where prompts come from it, its train split alone.
 
-    Those are the splits that ``images.open_source`` gives. Prompts of another folder leave all.
+    Those are the splits that ``splits.open_source`` gives. Prompts of another folder leave all.
     """
     if cfg.get("prompts_from", "") not in HELD_OUT:
         return bool
     if packed(cfg.data):
         return lambda key: split_of(key) == "train"
     return set(split_keys(coco.references(cfg.data))["train"]).__contains__
-
-
-def with_alt(
-    data: str, split: str, count: int, size: int, limits: Limits = PHOTOGRAPHS
-) -> list[Record]:
-    """The first ``count`` records of a split of tars or tables, read until there are as many.
-
-    The split follows from the key alone (``images.split_of``). What has no alt-text or cannot be
-    decoded is left out, counted and printed. Raises UserError if nothing is left.
-    """
-    records: list[Record] = []
-    bad: Counter[str] = Counter()
-    for item in (item for part in sources.list_shards(data) for item in part.read()):
-        if len(records) == count:
-            break
-        if split_of(item.key or "") != split:
-            continue
-        try:
-            if item.problem or not item.alt:
-                raise ValueError(item.problem or "it has no alt-text")
-            records.append(Record(item.key, pixels(item.image, size, limits), item.alt))
-        except ValueError as error:
-            bad[str(error)] += 1
-    if bad:
-        told = "; ".join(f"{reason} × {n}" for reason, n in bad.most_common(5))
-        print(f"{sum(bad.values()):,} images of split {split} left out: {told}")
-    if count and not records:
-        raise UserError(
-            f"{data} has no usable image with alt-text in its split {split}: a twentieth of the "
-            "images is dev, three twentieths are test, so give more images."
-        )
-    return records
 
 
 def held_out(cfg: Parameters, count: int) -> list[Record]:

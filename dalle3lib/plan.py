@@ -27,8 +27,8 @@ from dalle3lib import (
     vae,
 )
 from dalle3lib.config import Parameters
-from dalle3lib.images import open_source
 from dalle3lib.recaption import LENGTH
+from dalle3lib.splits import open_source
 
 PEAK = 990.0  # TFLOP/s: an H100 in bfloat16, dense
 # The share of the peak that training reaches. Stable Diffusion's U-Net at 256 px ran at about 24 %

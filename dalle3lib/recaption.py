@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 
 from dalle3lib import UserError, captioner, files, paths, runners, shards, sources
 from dalle3lib.caption_decoding import context_length
-from dalle3lib.captioning import PHOTOGRAPHS, Job, caption_shard
-from dalle3lib.images import Limits, Record, stack
+from dalle3lib.captioning import Job, caption_shard
+from dalle3lib.images import PHOTOGRAPHS, Limits, Record, stack
 from dalle3lib.shards import KINDS
 
 LENGTH = {"ssc": 16, "dsc": 48}  # tokens: the longest caption written
@@ -73,13 +73,14 @@ def find_captioner(kind: str, where: str = "shipped") -> tuple[object, object, i
     """A captioner, its tokenizer, and the greatest length of its captions in tokens.
 
     ``kind`` is "base", "ssc" or "dsc". ``where`` is "shipped", a directory made by
-    ``captioner.save``, or the name of a public model with the tag of its weights, "name:tag";
-    one that is not shipped may use its whole context. Raises UserError as ``captioner.load``.
+    ``captioner.save`` (``paths.folder``), or the name of a public model with the tag of its
+    weights, "name:tag"; one that is not shipped may use its whole context. Raises UserError as
+    ``captioner.load``.
     """
     if where == "shipped":
         length = LENGTH.get(kind, LENGTH["dsc"])
         return *captioner.load(paths.foundation(f"coca-{kind}")), length
-    local = Path(where).expanduser()
+    local = paths.folder(where)
     model, tokenizer = captioner.load(*([local] if local.is_dir() else where.split(":", 1)))
     return model, tokenizer, context_length(model)
 
@@ -216,14 +217,13 @@ def _captioners(
     for kind in (*kinds, *captioners, *lengths):
         if kind not in KINDS:
             raise UserError(f"There is no kind of caption {kind!r}: choose {' or '.join(KINDS)}.")
-    chosen = {k: Path(captioners.get(k) or paths.foundation(f"coca-{k}")) for k in kinds}
-    for path in chosen.values():
-        if not path.is_dir():
+    chosen = {}
+    for kind in kinds:
+        path = Path(captioners.get(kind) or paths.foundation(f"coca-{kind}"))
+        chosen[kind] = path.expanduser().absolute()
+        if not chosen[kind].is_dir():
             raise UserError(f"There is no captioner in {path}: give what captioner.save wrote.")
-    return (
-        {kind: path.expanduser().absolute() for kind, path in chosen.items()},
-        {kind: lengths.get(kind, LENGTH[kind]) for kind in kinds},
-    )
+    return chosen, {kind: lengths.get(kind, LENGTH[kind]) for kind in kinds}
 
 
 def _digest(directory: Path) -> str:

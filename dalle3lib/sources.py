@@ -16,6 +16,7 @@ from pathlib import Path
 from dalle3lib import UserError, coco, files
 from dalle3lib.images import EXTENSIONS, list_files
 from dalle3lib.tars import MAX_BYTES, Item, printable, read_tar
+from dalle3lib.world import SPLITS, World
 
 UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".jfif")  # listed as bad
 TABLES = (".parquet", ".arrow")
@@ -103,8 +104,6 @@ def _shard(number: int, source: str, content: object, images: int | None, read) 
 
 def _world_shards(address: str, size: int) -> list[Shard]:
     """The shards of ``world:SPLIT:COUNT``."""
-    from dalle3lib.world import SPLITS
-
     _, split, count = [*address.split(":"), "", ""][:3]
     if split not in SPLITS or not re.fullmatch(r"[1-9]\d*", count):
         raise UserError(f"{address!r} is no part of the world: write world:SPLIT:COUNT, with SPLIT "
@@ -119,8 +118,6 @@ def _world_shards(address: str, size: int) -> list[Shard]:
 
 def read_world(split: str, scenes: range) -> Iterator[Item]:
     """The pictures of some scenes, with their alt-text."""
-    from dalle3lib.world import World
-
     world = World(split, scenes.stop)
     for index in scenes:
         record = world[index]

@@ -116,10 +116,10 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dalle3lib import arm, captioner, decoder_network, foundation, quality, text, unet, vae
     from dalle3lib.captions import by_kind
     from dalle3lib.evals import clip_score, vqa_training
-    from dalle3lib.world import scene
+    from dalle3lib.world import World, scene
 
     root = tmp_path_factory.mktemp("foundation")
-    captions = by_kind(foundation.world_records("foundation", 200))
+    captions = by_kind(list(World("foundation", 200)))
     texts = [caption for kind in captions.values() for caption in kind]
     reader, writer = (text.train_tokenizer(texts, 512, start=start) for start in (False, True))
     config = copy.deepcopy(captioner.WORLD_COCA)

@@ -250,7 +250,7 @@ def test_decoding_says_what_it_cannot_do(tokenizer):
     with pytest.raises(UserError, match="prompt has shape"):
         captioner.generate(model, images, max_len=5, prompt=torch.zeros(2, 6, dtype=torch.long))
     del model.end_id
-    with pytest.raises(UserError, match="give start_id and end_id"):
+    with pytest.raises(UserError, match="give prompt and end_id"):
         captioner.generate(model, images, max_len=5)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle3lib import UserError, caption_sets, images
+from dalle3lib import UserError, caption_sets, images, splits
 from dalle3lib.caption_sets import Photographs, pairs
 
 ENTRIES = [
@@ -52,6 +52,12 @@ def test_docci_by_split(docci):
     assert said["licence"] == "unknown" and caption_sets.DOCCI.revision in said["set"]
 
 
+def test_a_relative_folder_lies_in_the_repository(docci, monkeypatch):
+    """As in a preset: Jupyter starts in notebooks/, the graph in the repository."""
+    monkeypatch.setattr(caption_sets.paths, "ROOT", docci.parent)
+    assert pairs("docci", "dev", "dsc").paths == [docci / "images" / "qual_dev_00000.jpg"]
+
+
 def test_the_pinned_descriptions_are_recognised(docci, monkeypatch):
     monkeypatch.setattr(
         caption_sets.files, "sha256", lambda _: caption_sets.DOCCI.downloads[0].sha256
@@ -63,10 +69,11 @@ def test_the_pinned_descriptions_are_recognised(docci, monkeypatch):
 def test_every_problem_of_docci_is_listed(docci):
     (docci / "images" / "train_00001.jpg").unlink()
     odd = ["no JSON", entry("train_00002", " "), {"example_id": "train_00003"}, "[]"]
+    odd.append(entry("train_00004", "text", example_id=4))
     write(docci, [entry(*ENTRIES[0]), entry(*ENTRIES[1]), *odd])
     with pytest.raises(UserError) as error:
         pairs(docci, "train", "dsc")
-    for said in ("5 problems", "image file missing × 1", "empty description × 1", "(3, 5, 6)"):
+    for said in ("6 problems", "image file missing × 1", "empty description × 1", "(3, 5, 6, …)"):
         assert said in str(error.value)
     with pytest.raises(UserError, match="has no test photographs"):
         write(docci, [entry(*ENTRIES[0])])
@@ -86,7 +93,7 @@ def test_coco_photographs_with_all_their_captions(benchmarks):
     assert sum(len(part.captions) for part in found.values()) == len(content["annotations"])
     assert sum(len(part.paths) for part in once.values()) == len(content["images"]) == 26
     for split, part in once.items():
-        records = images.Folder(folder, split)
+        records = splits.Folder(folder, split)
         assert part.captions == [record.alt for record in records]
         assert [path.name for path in part.paths] == [record.key for record in records]
         assert list(dict.fromkeys(found[split].paths)) == part.paths

@@ -302,7 +302,7 @@ def trained(tokenizer, tmp_path_factory):
         CAPTIONS,
         seed=0,
         steps=100,
-        batch_size=8,
+        batch=8,
         lr=3e-3,
         warmup=10,
         directory=tmp_path_factory.mktemp("captioner"),

@@ -20,7 +20,7 @@ def tokenizer():
 def trained(tokenizer, directory, model=None, **options):
     """A tiny CoCa after three steps of six captions of different lengths: (weights, log)."""
     model = model or captioner.build(tokenizer, config=tiny_config())
-    common = {"seed": 0, "steps": 3, "batch_size": 6, "lr": 1e-3, "contrastive": 0, "captioning": 1}
+    common = {"seed": 0, "steps": 3, "batch": 6, "lr": 1e-3, "contrastive": 0, "captioning": 1}
     log = captioner_training.train_captioner(
         model, tokenizer, IMAGES, CAPTIONS, directory=directory, **common | options
     )
@@ -122,7 +122,7 @@ def test_all_three_together_on_a_public_architecture(tmp_path):
         CAPTIONS,
         seed=0,
         steps=6,
-        batch_size=6,
+        batch=6,
         micro_batch=2,
         bfloat16=True,
         grad_checkpointing=True,
@@ -142,7 +142,7 @@ def test_training_stops_when_held_out_captions_become_less_likely(tokenizer, tmp
     """What is held out contradicts what is learned: the start is best, and training says so."""
     model = captioner.build(tokenizer, config=tiny_config())
     held_out = IMAGES[:4], [caption[::-1] for caption in CAPTIONS[:4]]
-    options = {"held_out": held_out, "held_out_every": 10, "steps": 200, "batch_size": 8}
+    options = {"held_out": held_out, "held_out_every": 10, "steps": 200, "batch": 8}
     options |= {"lr": 3e-3, "warmup": 10, "patience": 2}
     _, log = trained(tokenizer, tmp_path, model, **options)
     assert len(log["loss"]) == log["held_out_step"][-1] < 200

@@ -216,8 +216,8 @@ def test_the_photographs_are_captioned(job, benchmarks, tmp_path):
 def test_pictures_of_another_size_are_resized():
     picture = np.zeros((32, 96, 3), np.uint8)
     picture[:, 32:64] = 255  # the centre square is white
-    assert (captioning.pixels(picture, 64, Limits()) == 255).mean() > 0.9
-    assert captioning.pixels(picture[:, :32], 32, Limits()).shape == (32, 32, 3)
+    assert (images.decode(picture, 64) == 255).mean() > 0.9
+    assert images.decode(picture[:, :32], 32).shape == (32, 32, 3)
 
 
 def nothing():

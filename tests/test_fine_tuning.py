@@ -109,11 +109,9 @@ def test_an_interrupted_fine_tuning_goes_on(tuned, base, tmp_path, monkeypatch):
 
 
 def test_degenerate_captions_sound_the_alarm_and_lose_nothing(tuned, base):
-    """Twelve steps teach no English: the run says so, and is an error only where asked."""
+    """Twelve steps teach no English: the run says so."""
     out, manifest, folder = tuned
     assert manifest["alarms"]
-    with pytest.raises(UserError, match="is written, but its captions are degenerate"):
-        tune(base, folder, out, strict=True)
     (out / "training.csv").write_text("changed")
     with pytest.raises(UserError, match="training.csv"):
         tune(base, folder, out)

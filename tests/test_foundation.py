@@ -23,7 +23,9 @@ from dalle3lib import (
     vae,
 )
 from dalle3lib.evals import clip_score
-from dalle3lib.images import overlap
+from dalle3lib.images import stack, to_tensor
+from dalle3lib.splits import overlap
+from dalle3lib.world import World
 from dalle3lib.world.questions import KINDS
 
 torch.set_num_threads(1)
@@ -61,7 +63,7 @@ def small_recipes():
             patch.setattr(quality, name, lambda count, every=every: every(min(count, 100)))
         unseen = foundation.held_out(count=30)
         patch.setattr(foundation, "held_out", lambda noise=0.5: unseen)
-        yield
+        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,7 @@ def test_weights_are_half_precision_and_small(shipped):
 
 def test_latents_have_unit_deviation(shipped):
     model = vae.load(paths.foundation("vae"))
-    images = foundation.to_tensor(foundation.stack(foundation.world_records("foundation", 40)))
+    images = to_tensor(stack(World("foundation", 40)))
     scaled = model.encode(images).latent_dist.mean * model.config.scaling_factor
     assert scaled.std().item() == pytest.approx(1, abs=0.01)
 
@@ -286,39 +288,20 @@ def test_a_full_disk_is_one_sentence(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "vae" / "manifest.json").exists()
 
 
-def test_a_live_fine_tune_is_measured_and_checked(shipped, tmp_path, capsys):
-    records = foundation.world_records("foundation", 16)
+def test_a_fine_tune_is_measured_checked_and_leaves_the_base_alone(shipped, tmp_path, capsys):
+    shutil.copytree(shipped / "coca-base", tmp_path / "coca-base")
+    before = (tmp_path / "coca-base" / "open_clip_model.safetensors").read_bytes()
     unseen = foundation.held_out(count=12)
-    model, tokenizer, log = foundation.fine_tune_captioner(
-        "dsc",
-        records,
-        shipped / "coca-base",
-        tmp_path,
-        seed=0,
-        steps=4,
-        batch=4,
-        lr=1e-3,
-        unseen=unseen,
-        held_out_every=2,
-    )
-    assert log["held_out_step"] == [2, 4] and len(log["held_out"]) == 2
-    human = [record.descriptive for record in unseen]
-    nats = captioner_training.token_log_likelihood(
-        model, tokenizer, foundation.stack(unseen), human
-    )
-    assert nats == pytest.approx(log["held_out"][-1])
+    recipe = {"seed": 0, "steps": 4, "batch": 4, "lr": 1e-3, "held_out_every": 2}
+    with small_recipes() as patch:
+        patch.setattr(foundation, "held_out", lambda: unseen)
+        work, out = tmp_path / "work", tmp_path / "coca-dsc"
+        foundation.train_fine_tune("dsc", work, out, scenes=16, **recipe)
     assert "Degenerate captions: 12 of 12" in capsys.readouterr().out  # it has learned nothing
-
-
-def test_a_live_fine_tune_leaves_the_base_alone(shipped, tmp_path):
-    before = (shipped / "coca-base" / "open_clip_model.safetensors").read_bytes()
-    records = foundation.world_records("foundation", 16)
-    model, tokenizer, log = foundation.fine_tune_captioner(
-        "ssc", records, shipped / "coca-base", tmp_path, seed=0, steps=2, batch=4, lr=1e-3
-    )
-    assert not model.training and set(log) == {"loss", "contrastive", "captioning"}
-    assert len(log["loss"]) == 2 and log["contrastive"] == [0, 0]
-    assert log["loss"] == log["captioning"]
-    captions = captioner.caption(model, tokenizer, foundation.stack(records[:2]), max_len=6)
-    assert len(captions) == 2
-    assert (shipped / "coca-base" / "open_clip_model.safetensors").read_bytes() == before
+    curve = pd.read_csv(out / "training.csv").dropna(subset="held_out")
+    assert curve["step"].tolist() == [2, 4] and (curve["contrastive"] == 0).all()
+    model, tokenizer = captioner.load(out)
+    human = [record.descriptive for record in unseen]
+    nats = captioner_training.token_log_likelihood(model, tokenizer, stack(unseen), human)
+    assert nats == pytest.approx(curve["held_out"].iloc[-1], abs=0.01)  # saved in half precision
+    assert (tmp_path / "coca-base" / "open_clip_model.safetensors").read_bytes() == before

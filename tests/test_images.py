@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from dalle3lib import UserError, coco
-from dalle3lib.images import (
+from dalle3lib.images import Record, decode, to_tensor, to_uint8
+from dalle3lib.splits import (
     SPLITS,
     Folder,
-    Record,
-    decode,
     first_of_folder,
     open_source,
     overlap,
     split_keys,
     split_names,
-    to_tensor,
-    to_uint8,
 )
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

@@ -39,6 +39,7 @@ from dalle3lib import (
     paths,
     photo_evaluation,
     runs,
+    splits,
     training_captions,
     upsample,
     vae,
@@ -219,9 +220,9 @@ def test_alt_text_in_a_tar_is_read_with_its_splits(folder, tmp_path, capsys):
     packing = ["tar", "--sort=name", "-cf", "tars/images.tar", "-C", "photos", "."]
     subprocess.run(packing, cwd=tmp_path, check=True)
     found, said = {}, ""
-    for split in images.SPLITS:
+    for split in splits.SPLITS:
         try:
-            found[split] = images.open_source(str(tmp_path / "tars"), split, 100, 32)
+            found[split] = splits.open_source(str(tmp_path / "tars"), split, 100, 32)
         except UserError as error:
             assert "so give more images" in str(error)
         said += capsys.readouterr().out
@@ -229,9 +230,9 @@ def test_alt_text_in_a_tar_is_read_with_its_splits(folder, tmp_path, capsys):
     assert sorted(r.alt for r in records) == sorted(
         f"alt {i}" for i in range(12) if i not in (0, 3)
     )
-    assert all(images.split_of(r.key) == split for split in found for r in found[split])
+    assert all(splits.split_of(r.key) == split for split in found for r in found[split])
     assert "it has no alt-text × 1" in said and "truncated × 1" in said
-    assert images.open_source(str(tmp_path / "tars"), "test", 0, 32) == []
+    assert splits.open_source(str(tmp_path / "tars"), "test", 0, 32) == []
 
 
 def test_prompts_held_out_of_the_data_are_never_trained_on(folder):
@@ -239,7 +240,7 @@ def test_prompts_held_out_of_the_data_are_never_trained_on(folder):
     values = {"data": str(folder), "prompts_from": "dev"}
     wanted = pairs.for_training(Parameters("", "", values))
     kept = {f"{i}.png" for i in range(12) if wanted(f"{i}.png")}
-    assert kept == {record.key for record in images.Folder(folder, "train")}
+    assert kept == {record.key for record in splits.Folder(folder, "train")}
     assert all(map(pairs.for_training(Parameters("", "", values | {"prompts_from": "coco"})), kept))
     assert pairs.for_training(Parameters("", "", values | {"prompts_from": "coco"}))("x")
 

@@ -31,7 +31,7 @@ def caption_tars(where: Path, skip: str = "") -> Path:
     for shard in sources.list_shards(str(where / "tars")):
         rows = [
             {"key": i.key, "alt": i.alt, "ssc": f"{i.key} short", "dsc": f"{i.key} described",
-             "sha256": image_sha256(i)}
+             "sha256": image_sha256(i.image)}
             for i in shard.read() if i.image and i.key != skip
         ]  # fmt: skip
         marks.append(shards.write(out, shard, rows, []))

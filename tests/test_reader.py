@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dalle3lib import UserError
 from dalle3lib.randomness import rng
-from dalle3lib.world import Scene, Thing, reader, render, scene
+from dalle3lib.world import Scene, Thing, reader, render, scene, templates
 from dalle3lib.world.canvas import CANVASES, SQUARE
 from dalle3lib.world.reader import read, recall
 from dalle3lib.world.render import ink_colour, letter, sprite
@@ -189,13 +189,13 @@ def test_an_object_cut_away_is_not_read():
 
 
 def test_templates_are_the_differences_that_rendering_makes():
-    paint, hidden, squares = reader.templates()
+    paint, hidden, squares = templates.templates()
     for template, number, background in ((0, 0, 0), (1234, 4, 5), (4607, 9, 4), (77, 6, 2)):
-        place, raised = reader.squares_of(SQUARE)[number]
-        behind = reader.backdrops()[background][SQUARE.square(place, raised)]
-        over, through = sprite(reader.thing(template, place))
-        d = reader.look(over + through * behind - behind)
-        found = paint[template] - hidden[number, background, template // len(reader.CLOTHS)]
+        place, raised = templates.squares_of(SQUARE)[number]
+        behind = templates.backdrops()[background][SQUARE.square(place, raised)]
+        over, through = sprite(templates.thing(template, place))
+        d = templates.look(over + through * behind - behind)
+        found = paint[template] - hidden[number, background, template // len(templates.CLOTHS)]
         assert np.allclose(d, found, atol=1e-2)
         assert np.isclose((d**2).sum(), squares[number, background, template], rtol=1e-3)
 
@@ -203,13 +203,13 @@ def test_templates_are_the_differences_that_rendering_makes():
 def test_letters_are_the_differences_that_printing_makes():
     strip = render(Scene("night", ()))[48:, 8:24].astype(float)
     printed = strip + letter("q") * (ink_colour("night") - strip)
-    found = reader.letters("night")[4, ord("q") - ord("a")]  # of 0, 16, 32, 48; 8, 24, 40
-    assert np.allclose(found, reader.look(np.float32(printed - strip)), atol=1e-2)
+    found = templates.letters("night")[4, ord("q") - ord("a")]  # of 0, 16, 32, 48; 8, 24, 40
+    assert np.allclose(found, templates.look(np.float32(printed - strip)), atol=1e-2)
 
 
 def test_looking_keeps_flat_areas_and_halves_the_side():
     flat = np.full((1, 16, 16, 3), 8, np.float32)
-    seen = reader.look(flat).reshape(8, 8, 3)
+    seen = templates.look(flat).reshape(8, 8, 3)
     assert np.allclose(seen[2:-2, 2:-2], 8)  # outside the patch all is zero, so edges fall
     assert (seen[0] < 8).all()
     point = np.zeros((1, 16, 16, 3), np.float32)
@@ -217,19 +217,19 @@ def test_looking_keeps_flat_areas_and_halves_the_side():
     # pixel 6 is the third (10 / 32) of the six that half-resolution row 3 looks at, and so on
     expected = np.zeros((8, 8, 3))
     expected[2:5, 3:6, 1] = np.outer((5, 10, 1), (5, 10, 1))
-    assert np.allclose(reader.look(point).reshape(8, 8, 3), expected)
+    assert np.allclose(templates.look(point).reshape(8, 8, 3), expected)
 
 
 def test_squares_read_together_never_overlap():
-    sets = reader.arrangements()
+    sets = templates.arrangements()
     assert len({s.tobytes() for s in sets}) == len(sets)
     for chosen in sets:
         taken = np.zeros((64, 64), int)
         for number in np.flatnonzero(chosen[:-1]):
-            taken[SQUARE.square(*reader.squares_of(SQUARE)[number])] += 1
+            taken[SQUARE.square(*templates.squares_of(SQUARE)[number])] += 1
         taken[48:] += chosen[-1]
         assert taken.max() <= 1
-    names = [*reader.squares_of(SQUARE), "word"]
+    names = [*templates.squares_of(SQUARE), "word"]
     found = [{names[i] for i in np.flatnonzero(s)} for s in sets]
     for places in PLACES[0]:
         assert {(p, False) for p in places} in found

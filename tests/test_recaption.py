@@ -152,6 +152,17 @@ def test_a_captioner_is_found_by_what_the_parameters_say(tmp_path):
         recaption.find_captioner("ssc", "coca_ViT-B-32:no_such_tag")
 
 
+def test_a_relative_captioner_lies_in_the_repository_and_home_is_known(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(captioner, "load", lambda path: (path, None))
+    monkeypatch.setattr(recaption, "context_length", lambda _: 40)
+    monkeypatch.setattr(recaption.paths, "ROOT", tmp_path)
+    assert recaption.find_captioner("base", "mine")[0] == tmp_path / "mine"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chosen, _ = recaption._captioners(["dsc"], {"dsc": "~/mine"}, {})
+    assert chosen == {"dsc": tmp_path / "mine"}
+
+
 def test_shipped_captioners_have_their_lengths(monkeypatch):
     asked = []
     monkeypatch.setattr(captioner, "load", lambda path: (asked.append(path), None))

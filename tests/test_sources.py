@@ -13,8 +13,8 @@ from PIL import Image
 from test_tars import write_tar
 
 from dalle3lib import UserError, sources
-from dalle3lib.images import SPLITS, Folder
 from dalle3lib.sources import Columns, expand_braces, list_shards
+from dalle3lib.splits import SPLITS, Folder
 from dalle3lib.world import World
 
 

@@ -7,7 +7,7 @@ import pytest
 from dalle3lib import UserError
 from dalle3lib.randomness import rng
 from dalle3lib.world import drawbench, satisfied
-from dalle3lib.world.drawbench import CATEGORIES, RARE, SIZES_THERE, misspelt, nearest, vocabulary
+from dalle3lib.world.drawbench import CATEGORIES, RARE, SIZES_THERE, misspelt, nearest
 from dalle3lib.world.language import FRAMES
 from dalle3lib.world.prompts import HELD_OUT_WORDS
 from dalle3lib.world.scene import COLOURS, HELD_OUT_PAIRS, SHAPES, WORDS, held_out, split_of
@@ -74,7 +74,7 @@ def test_misspelt_prompts_ask_for_what_was_meant():
 def test_a_misspelt_word_is_one_slip_away(word):
     for i in range(20):
         wrong = misspelt(word, rng(0, "test", i))
-        assert wrong != word and wrong not in vocabulary() and wrong[0] == word[0]
+        assert wrong != word and wrong not in drawbench.VOCABULARY and wrong[0] == word[0]
         same = sorted(wrong) == sorted(word)  # swapped
         assert same or {len(wrong) - len(word)} <= {-1, 1}
         assert len(wrong) >= len(word) or len(word) > 4

@@ -25,26 +25,14 @@ from dalle3lib.randomness import rng
 # text feature is the state of the end token (id 1 of the world's tokenizer).
 WORLD_CLIP = {
     "embed_dim": 128,
-    "vision_cfg": {
-        "image_size": 64,
-        "patch_size": 8,
-        "width": 128,
-        "layers": 3,
-        "head_width": 32,
-        "mlp_ratio": 3.0,
-    },
+    "vision_cfg": {**captioner.VISION},
     "text_cfg": {
-        "context_length": 48,
-        "width": 128,
-        "heads": 4,
-        "layers": 2,
+        **captioner.TEXT,
         "pool_type": "eos",
         "eos_id": 1,
         "hf_tokenizer_name": "dalle3lib-world",
     },
 }
-
-
 PREFIX = "A photo depicts "  # of Hessel et al., for which the text's own beginning may be small
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle3lib import UserError
-from dalle3lib.world.prompts import NUMBERS
+from dalle3lib.world.questions import NUMBERS
 from dalle3lib.world.scene import COLOURS, SHAPES, SIZES, TEXTURES
 
 MODEL = "en_core_web_sm"
 WORLD_PHRASE = re.compile(
-    rf"\b(?:an?|{'|'.join(NUMBERS)}) (?:(?:{'|'.join(SIZES + TEXTURES + COLOURS)}) )*"
+    rf"\b(?:an?|{'|'.join(NUMBERS[1:])}) (?:(?:{'|'.join(SIZES + TEXTURES + COLOURS)}) )*"
     rf"(?:{'|'.join(SHAPES)})(?:e?s)?\b"
 )
 # What stands between two objects of a sentence of the category "complex".

@@ -27,7 +27,7 @@ import numpy as np
 from dalle3lib import UserError
 from dalle3lib.randomness import rng
 from dalle3lib.world.language import article, full_phrase, pick
-from dalle3lib.world.prompts import BRIEF, Probe, probe
+from dalle3lib.world.prompts import Probe, asked, brief, named, probe
 from dalle3lib.world.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -35,7 +35,6 @@ from dalle3lib.world.scene import (
     SIZES,
     TEXTURES,
     WORDS,
-    Thing,
     scene,
 )
 
@@ -52,25 +51,13 @@ RARE = {  # other names of colours and shapes; none of them is in a caption
 }  # fmt: skip
 
 
-def _asked(*things: Thing, **more) -> dict:
-    """An ask for objects of a colour and a shape, and for nothing else unless ``more`` says so."""
-    named = [{"colour": thing.colour, "shape": thing.shape} for thing in things]
-    return {
-        "objects": named, "relation": None, "count": None, "word": None, "background": None, **more
-    }  # fmt: skip
-
-
-def _brief(thing: Thing) -> str:
-    return article(full_phrase(thing, form=BRIEF))
-
-
 def _colors(index: int, seed: int, random: np.random.Generator) -> Probe:
     """One object and two of different colours, in turn."""
     while True:
         spec = scene("test", int(random.integers(2**31)), seed, (index % 2 + 1,))
         if len({thing.colour for thing in spec.objects}) == len(spec.objects):
-            said = " and ".join(map(_brief, spec.objects))
-            return Probe(f"{said}.", spec, _asked(*spec.objects))
+            said = " and ".join(map(brief, spec.objects))
+            return Probe(f"{said}.", spec, asked(named(*spec.objects)))
 
 
 def _conflicting(index: int, seed: int, random: np.random.Generator) -> Probe:
@@ -78,9 +65,9 @@ def _conflicting(index: int, seed: int, random: np.random.Generator) -> Probe:
     spec = _nth("combinations", index, seed).scene
     main = spec.main()
     if index < len(SHAPES):
-        return Probe(f"{_brief(main)}.", spec, _asked(main))
-    ask = _asked(main, background=spec.background)
-    return Probe(f"{_brief(main)} in front of {spec.background}.", spec, ask)
+        return Probe(f"{brief(main)}.", spec, asked(named(main)))
+    ask = asked(named(main), background=spec.background)
+    return Probe(f"{brief(main)} in front of {spec.background}.", spec, ask)
 
 
 def _misspellings(index: int, seed: int, random: np.random.Generator) -> Probe:
@@ -88,7 +75,7 @@ def _misspellings(index: int, seed: int, random: np.random.Generator) -> Probe:
     spec = scene("test", int(random.integers(2**31)), seed, (1,))
     thing = spec.objects[0]
     wrong = {name: misspelt(getattr(thing, name), random) for name in ("colour", "shape")}
-    ask = _asked(thing)
+    ask = asked(named(thing))
     ask["objects"][0] |= {"size": thing.size, "texture": thing.texture}
     return Probe(f"{article(full_phrase(replace(thing, **wrong)))}.", spec, ask)
 
@@ -99,7 +86,7 @@ def _rare(index: int, seed: int, random: np.random.Generator) -> Probe:
     thing = spec.objects[0]
     name = ("shape", "colour")[index % 2]
     renamed = replace(thing, **{name: RARE[getattr(thing, name)]})
-    return Probe(f"{_brief(renamed)}.", spec, _asked(thing))
+    return Probe(f"{brief(renamed)}.", spec, asked(named(thing)))
 
 
 @cache
@@ -127,18 +114,14 @@ _MAKERS: dict[str, Callable[[int, int, np.random.Generator], Probe]] = {
     "Text": _of_set("text"),
 }
 CATEGORIES = tuple(_MAKERS)
-
-
-@cache
-def vocabulary() -> tuple[str, ...]:
-    """The world's words for facts; of them the right one is nearest to a misspelt word."""
-    return *COLOURS, *SHAPES, *TEXTURES, *SIZES, *BACKGROUNDS, *WORDS
+# The world's words for facts; of them the right one is nearest to a misspelt word.
+VOCABULARY = (*COLOURS, *SHAPES, *TEXTURES, *SIZES, *BACKGROUNDS, *WORDS)
 
 
 def misspelt(word: str, random: np.random.Generator) -> str:
     """The word with one typing error, first letter kept: a letter dropped, doubled or two swapped.
 
-    It is no word of the ``vocabulary``, and the nearest one there is ``word``. Words of four
+    It is no word of ``VOCABULARY``, and the nearest one there is ``word``. Words of four
     letters and fewer lose none, for what is left is often another word ("pin").
     """
     slips = []
@@ -146,14 +129,13 @@ def misspelt(word: str, random: np.random.Generator) -> str:
         slips += [word[:i] + word[i + 1 :]] if len(word) > 4 else []
         slips += [word[: i + 1] + word[i:]]
         slips += [word[:i] + word[i + 1] + word[i] + word[i + 2 :]] if i + 1 < len(word) else []
-    words = vocabulary()
-    wrong = [s for s in dict.fromkeys(slips) if s not in words and nearest(s) == word]
+    wrong = [s for s in dict.fromkeys(slips) if s not in VOCABULARY and nearest(s) == word]
     return pick(wrong, random)
 
 
 def nearest(word: str) -> str:
-    """The word of the ``vocabulary`` that is most like this one (``difflib``'s ratio)."""
-    return difflib.get_close_matches(word, vocabulary(), 1, 0)[0]
+    """The word of ``VOCABULARY`` that is most like this one (``difflib``'s ratio)."""
+    return difflib.get_close_matches(word, VOCABULARY, 1, 0)[0]
 
 
 def shares(count: int) -> dict[str, int]:

@@ -20,8 +20,10 @@ from dalle3lib.world.language import (
     article,
     descriptive_caption,
     full_phrase,
+    pick,
     reworded_caption,
 )
+from dalle3lib.world.questions import NUMBERS
 from dalle3lib.world.scene import (
     HELD_OUT_PAIRS,
     WORDS,
@@ -38,7 +40,6 @@ HELD_OUT_WORDS = tuple(
     "us so my as he if do an box cow pig wax rug hen mud pie boat leaf milk rose wind coin desk "
     "lamp".split()
 )
-NUMBERS = ("one", "two", "three")
 BRIEF = "{colour} {noun}"  # how spatial, counting and text prompts call an object
 AXIS = {"to the left of": "left of", "above": "above"}  # a relation in captions and in an ask
 COLUMN = {"left": 0, "right": 2}  # of a place's name; the middle is 1
@@ -116,8 +117,14 @@ def asked(objects: list[dict], **stated) -> dict:
     return {"objects": objects, **nothing, **stated}
 
 
-def _named(thing: Thing) -> dict:
-    return {"colour": thing.colour, "shape": thing.shape}
+def named(*things: Thing) -> list[dict]:
+    """What an ask says of objects that the prompt calls by colour and shape alone."""
+    return [{"colour": thing.colour, "shape": thing.shape} for thing in things]
+
+
+def brief(thing: Thing) -> str:
+    """An object called by colour and shape alone: "a red circle"."""
+    return article(full_phrase(thing, form=BRIEF))
 
 
 def _described(prompt: str, spec: Scene) -> Probe:
@@ -175,9 +182,8 @@ def _spatial(index: int, seed: int, random: np.random.Generator) -> Probe:
     told = spec.objects[::-1] if backwards else spec.objects
     relation = (1, AXIS[between], 0) if backwards else (0, AXIS[between], 1)
     words = INVERSE[between] if backwards else between
-    first, second = (article(full_phrase(thing, form=BRIEF)) for thing in told)
-    ask = asked([_named(thing) for thing in told], relation=relation)
-    return Probe(f"{first} {words} {second}.", spec, ask)
+    prompt = f"{brief(told[0])} {words} {brief(told[1])}."
+    return Probe(prompt, spec, asked(named(*told), relation=relation))
 
 
 def _counting(index: int, seed: int, random: np.random.Generator) -> Probe:
@@ -191,22 +197,20 @@ def _counting(index: int, seed: int, random: np.random.Generator) -> Probe:
 
     spec = unseen(random, (count,), alike)
     phrase = full_phrase(spec.objects[0], plural=count > 1, form=BRIEF)
-    ask = asked([_named(thing) for thing in spec.objects], count=count)
-    return Probe(f"{NUMBERS[count - 1]} {phrase}.", spec, ask)
+    ask = asked(named(*spec.objects), count=count)
+    return Probe(f"{NUMBERS[count]} {phrase}.", spec, ask)
 
 
 def _text(index: int, seed: int, random: np.random.Generator) -> Probe:
     """One object and a printed word, known and never printed words in turn."""
-    words = (WORDS, HELD_OUT_WORDS)[index % 2]
-    word = words[int(random.integers(len(words)))]
+    word = pick((WORDS, HELD_OUT_WORDS)[index % 2], random)
 
     def labelled(spec: Scene) -> Scene | None:  # a word takes the room of top and bottom
         return replace(spec, word=word) if spec.objects[0].place not in ROW else None
 
     spec = unseen(random, (1,), labelled)
-    note = NOTES[int(random.integers(len(NOTES)))].format(word)
-    phrase = article(full_phrase(spec.objects[0], form=BRIEF))
-    return Probe(f"{phrase}. {note}", spec, asked([_named(spec.objects[0])], word=word))
+    prompt = f"{brief(spec.objects[0])}. {pick(NOTES, random).format(word)}"
+    return Probe(prompt, spec, asked(named(*spec.objects), word=word))
 
 
 _SETS = {
