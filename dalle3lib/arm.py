@@ -8,7 +8,8 @@ import copy
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,11 @@ from dalle3lib import (
     UserError,
     diffusion,
     files,
-    foundation,
     pairs,
     parallel,
     paths,
     pretrained,
     quality,
-    runs,
     stats,
     text,
     unet,
@@ -48,9 +47,17 @@ from dalle3lib.train import train
 TOKENS = 32  # a compiled network sees captions padded to a multiple of this many
 
 
+def parts(name: str) -> tuple[str, str, str]:
+    """Kind, ratio and seed of an arm's name, such as "dsc-95-0"; UserError if it has no such."""
+    found = tuple(name.rsplit("-", 2))
+    if len(found) != 3:
+        raise UserError(f"{name!r} names no arm: give kind, ratio and seed, such as dsc-95-0.")
+    return found
+
+
 def label(name: str) -> str:
     """The name of an arm as readers see it: "dsc-95-0" becomes "DSC 95 %"."""
-    kind, ratio, _ = name.rsplit("-", 2)
+    kind, ratio, _ = parts(name)
     return "original only" if kind == "original" else f"{kind.upper()} {ratio} %"
 
 
@@ -95,9 +102,7 @@ def train_arm(
             "ratio a percentage from 0 to 100."
         )
     if cfg.get("processes", 1) > 1 and parallel.count() == 1:
-        from dalle3lib.arm_processes import train_together  # which imports this module
-
-        train_together(cfg, directory)  # and what follows finds it finished
+        _train_together(cfg, directory)  # and what follows finds it finished
     original, device = cache.states["original"], pretrained.device(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
@@ -134,6 +139,26 @@ def train_arm(
         description=f"{cfg.kind} {cfg.ratio} % seed {cfg.seed}",
     )
     return model, log
+
+
+def _train_together(cfg: Parameters, directory: Path) -> None:
+    """Train the arm in ``cfg.processes`` processes, each a ``dalle3lib.arm_processes``, and leave
+    its checkpoints in ``directory``.
+
+    Raises UserError if they fail; the same call goes on from their last checkpoint.
+    """
+    about = {"notebook": cfg.notebook, "preset": cfg.preset, "values": cfg.values}
+    with files.guard(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    given = directory / "processes.json"
+    files.write_atomic(given, files.to_json(about | {"root": str(cfg.root)}).encode())
+    command, environment = parallel.launch_command(cfg.processes, cfg.get("device", "cpu"))
+    command += ["-m", "dalle3lib.arm_processes", str(given)]
+    if code := subprocess.run(command, env=environment, cwd=paths.ROOT).returncode:
+        raise UserError(
+            f"The {cfg.processes} processes that train this arm ended with code {code}; what went "
+            "wrong is said above. Run the notebook again: it goes on from their last checkpoint."
+        )
 
 
 def compiled(model: UNet2DConditionModel) -> Callable:
@@ -205,8 +230,7 @@ def score(
     for kind, asked in on.texts.items():
         options = {"seed": seed, "steps": steps, "guidance": guidance, "dtype": on.dtype}
         pictures[kind] = sample(model, on.autoencoder, on.states[kind], **options)
-        images = clip_score.resized(on.scorer[0], pictures[kind])
-        clip = clip_score.clip_scores(*on.scorer, images, asked)
+        clip = clip_score.clip_scores(*on.scorer, pictures[kind], asked)
         table = pd.DataFrame({"kind": kind, "prompt": asked, "score": clip})
         rows.append(table.join(quality.facts_read(pictures[kind], on.records)))
     return pd.concat(rows, ignore_index=True), pictures
@@ -250,93 +274,6 @@ def score_snapshots(
 def save(model: UNet2DConditionModel, directory: Path) -> None:
     """Write a trained arm in diffusers' layout, in half precision."""
     copy.deepcopy(model).half().save_pretrained(directory)
-
-
-def ship(run: Path) -> Path:
-    """Copy a finished arm's weights from its run directory to ``data/foundation``; its new place.
-
-    The manifest tells the guidance chosen for it and what was measured in the run.
-    """
-    manifest, results = runs.load(run), runs.results(run)
-    given, seconds = manifest["parameters"], results["training_seconds"]
-    out = paths.ROOT / "data" / "foundation" / f"unet-{given['kind']}-{given['ratio']}"
-    shutil.copytree(run / "unet", out, dirs_exist_ok=True)
-    measured = {"guidance": results["guidance"]}
-    measured |= {f"clip_{kind}": round(value, 2) for kind, value in results["clip"].items()}
-    read = results["facts"].get("descriptive", {})
-    measured |= {f"read_{kind}": round(share, 3) for kind, share in read.items()}
-    wall, cpu = quality.clock()
-    started = wall - seconds["wall"], cpu - seconds["processor"]
-    options = {"seed": given["seed"], "steps": given["steps"], "measured": measured}
-    quality.write_manifest(out, started, **options)
-    return out
-
-
-# ---- comparing arms ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What is compared: an arm's scores (as of ``score_snapshots``), its last pictures by kind of
-    prompt, and what to tell about it."""
-
-    scores: pd.DataFrame
-    pictures: dict[str, np.ndarray]
-    about: dict
-
-
-def live_run(cfg: Parameters, name: str) -> Path | None:
-    """The finished run of arm ``name`` (kind-ratio-seed), or None if the shipped arm stands in.
-
-    Raises UserError, naming the command that trains it, if there is neither.
-    """
-    kind, ratio, seed = name.rsplit("-", 2)
-    path = runs.run_path(cfg, "04a_train_arm", kind, ratio, seed)
-    shipped = cfg.data == "world" and seed == "0" and f"{kind}-{ratio}" in foundation.ARMS
-    if shipped and not (path / "manifest.json").is_file():
-        return None
-    return runs.find(cfg, "04a_train_arm", kind, ratio, seed)
-
-
-def outcome(cfg: Parameters, name: str, run: Path | None) -> Outcome:
-    """The outcome of an arm: read from its live run, or sampled now from the shipped weights."""
-    if run:
-        manifest, results = runs.load(run), runs.results(run)
-        scores = pd.read_parquet(run / "scores.parquet")
-        scores = scores[scores.kind.isin(FIGURE_4)]  # further kinds are not chapter 04's
-        pictures = {k: np.load(run / f"pictures-{k}.npy") for k in scores.kind.unique()}
-        minutes = results["training_seconds"]["processor"] / 60
-        about = {"source": manifest["run"], "steps": manifest["parameters"]["steps"]}
-        about |= {"guidance": results["guidance"], "processor minutes": minutes}
-        return Outcome(scores, pictures, about)
-    shipped, seed = name.rsplit("-", 1)
-    model, guidance = load(shipped)
-    model.to(pretrained.device(cfg))
-    on, steps = studio(evaluation_records(cfg), cfg), cfg.sampling_steps
-    scores, pictures = score(model, on, seed=int(seed), steps=steps, guidance=guidance)
-    manifest = quality.manifest(f"unet-{shipped}")
-    about = {"source": "shipped", "steps": manifest["steps"], "guidance": guidance}
-    about |= {"processor minutes": manifest["cpu_seconds"] / 60}
-    return Outcome(scores.assign(step=manifest["steps"]), pictures, about)
-
-
-def over_seeds(cfg: Parameters, names: Sequence[str]) -> pd.DataFrame:
-    """Mean CLIP score over the seeds of each arm, with its 95 % interval over seeds.
-
-    ``names`` are finished runs (kind-ratio-seed); columns arm, kind, seeds, mean, low, high.
-    Intervals are NaN for a single seed. Raises UserError for a run that is missing.
-    """
-    rows = []
-    for name in names:
-        found = runs.results(runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2)))
-        rows += [(label(name), kind, score) for kind, score in found["clip"].items()]
-    table = pd.DataFrame(rows, columns=["arm", "kind", "score"])
-    summary = []
-    for (arm, kind), group in table.groupby(["arm", "kind"], sort=False):
-        values = group.score.to_numpy()
-        low, high = stats.seed_interval(values) if len(values) > 1 else (np.nan, np.nan)
-        summary.append((arm, kind, len(values), values.mean(), low, high))
-    return pd.DataFrame(summary, columns=["arm", "kind", "seeds", "mean", "low", "high"])
 
 
 def summarise(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:

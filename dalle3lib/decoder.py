@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dalle3lib import UserError, consistency, decoder_network, paths, pretrained
-from dalle3lib.images import centre_square, to_rgb, to_tensor, to_uint8
+from dalle3lib.images import centre_square, read_rgb, to_tensor, to_uint8
 from dalle3lib.randomness import rng
 
 RELEASED = "openai/consistency-decoder"  # its revision and size: pretrained.MODELS
@@ -31,21 +31,12 @@ def load_image(path: str | Path, size: tuple[int, int], center_crop: bool = Fals
     With ``center_crop`` its largest centred square is scaled to the (then equal) sides, else the
     whole picture is. UserError if the file is no picture or ``size`` is no square to crop to.
     """
-    try:
-        with Image.open(path) as image:
-            upright = to_rgb(image)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}).") from error
+    image = read_rgb(path)
     if center_crop and size[0] != size[1]:
         raise UserError(f"A centred square cannot be {size[0]} x {size[1]}: give equal sides.")
     if center_crop:
-        return to_tensor(centre_square(upright, size[0])[None])
-    return pixels(upright.resize(size, Image.Resampling.BICUBIC))
-
-
-def pixels(image: Image.Image) -> Tensor:
-    """An RGB picture as float32 [1, 3, height, width] in [-1, 1]."""
-    return to_tensor(np.asarray(image)[None])
+        return to_tensor(centre_square(image, size[0])[None])
+    return to_tensor(np.asarray(image.resize(size, Image.Resampling.BICUBIC))[None])
 
 
 def save_image(image: Tensor, path: str | Path) -> None:
@@ -168,11 +159,8 @@ def _released(model: str | Path) -> ConsistencyDecoderVAE:
     UserError, with the command that fetches it, if it is not here, and if it is damaged.
     """
     place = pretrained.directory("decoder", str(model))
-    try:
+    with pretrained.loading(f"the decoder in {place}"):
         return ConsistencyDecoderVAE.from_pretrained(place).eval().requires_grad_(False)
-    except Exception as error:  # diffusers and safetensors raise a dozen kinds
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"The decoder in {place} cannot be loaded ({said}).") from error
 
 
 def spans(length: int, tile: int) -> list[tuple[int, int]]:

@@ -47,7 +47,7 @@ def both_ways(
 
 
 def cost(latents: Tensor, ways: dict[str, Callable]) -> pd.DataFrame:
-    """Milliseconds a picture, and the memory taken at the peak, of each way: rows by name.
+    """Milliseconds of processor time a picture, and the memory at the peak, of each way, by name.
 
     "time" and "memory" are ratios to the VAE's decoder. Memory is the sum of what torch has
     allocated beyond the weights and the latents (its profiler's running total).

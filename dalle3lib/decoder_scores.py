@@ -37,12 +37,9 @@ def test_scenes(count: int) -> list[Scene]:
 test_scenes.__test__ = False  # a name that pytest would collect
 
 
-@torch.no_grad()
 def latents_of(images: np.ndarray, autoencoder, noise: float = 0.0, seed: int = 0) -> Tensor:
-    """The scaled latents' means [N, 4, h, w] of pictures, with noise of a deviation added."""
-    parts = to_tensor(images).split(100)
-    z = torch.cat([autoencoder.encode(x).latent_dist.mean for x in parts])
-    z = z * autoencoder.config.scaling_factor
+    """Latents of pictures (``vae.encode``), with noise of a deviation added."""
+    z = vae.encode(autoencoder, images, batch=100)
     added = rng(seed, "decoder/test").standard_normal(tuple(z.shape), dtype="float32")
     return z + noise * torch.from_numpy(added)
 
@@ -216,9 +213,7 @@ def effect(tables: dict[str, pd.DataFrame], a: str, b: str, names: Sequence[str]
     x, y = (tables[n][list(names)].mean(axis=1) for n in (a, b))
     kept = x.notna() & y.notna()
     scale = 1 if set(names) <= set(UNITS) else 100
-    pair = scale * x[kept], scale * y[kept]
-    interval = stats.paired_bootstrap(*pair, rng(0, f"decoder/{a}/{b}/{names}"))
-    return {"effect": float((pair[0] - pair[1]).mean()), "interval": interval}
+    return stats.paired_effect(scale * x[kept], scale * y[kept], rng(0, f"decoder/{a}/{b}/{names}"))
 
 
 def gap_closed(summary: pd.DataFrame, decoder: str, measure_name: str) -> float:

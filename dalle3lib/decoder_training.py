@@ -44,17 +44,10 @@ class Pairs:
     latents: Tensor
 
 
-@torch.no_grad()
-def encode(images: np.ndarray, autoencoder: AutoencoderKL) -> Pairs:
-    """Pictures and the means of their latents, scaled as a diffusion model knows them."""
-    parts = to_tensor(images).split(vae.at_once(100, images.shape[1] // 8))
-    means = [autoencoder.encode(x.to(autoencoder.device)).latent_dist.mean.cpu() for x in parts]
-    return Pairs(images, torch.cat(means) * autoencoder.config.scaling_factor)
-
-
 def pictures(scenes: int) -> Pairs:
     """The first scenes of the foundation split and their latents by the shipped autoencoder."""
-    return encode(stack(World("foundation", scenes)), vae.load(paths.foundation("vae")))
+    images = stack(World("foundation", scenes))
+    return Pairs(images, vae.encode(vae.load(paths.foundation("vae")), images, batch=100))
 
 
 def draw(data: Pairs, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

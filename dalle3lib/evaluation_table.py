@@ -53,12 +53,11 @@ def effect(rows: pd.DataFrame, benchmark: str, first: str, second: str) -> dict:
     here = rows[rows.benchmark == benchmark].assign(value=scaled)
     means = here.pivot_table(index="prompt", columns="system", values="value", sort=False)
     pair = means.reindex(columns=[first, second]).dropna()
-    values = pair[first].to_numpy(), pair[second].to_numpy()
     unit = UNITS.get(benchmark, "% points")
     if len(pair) < 2:
         return {"effect": np.nan, "interval": (np.nan, np.nan), "unit": unit}
-    interval = stats.paired_bootstrap(*values, rng(0, f"{benchmark}/{first}/{second}"))
-    return {"effect": float((values[0] - values[1]).mean()), "interval": interval, "unit": unit}
+    random = rng(0, f"{benchmark}/{first}/{second}")
+    return stats.paired_effect(pair[first], pair[second], random) | {"unit": unit}
 
 
 def steps(names: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -86,9 +85,7 @@ def worth(rows: pd.DataFrame, names: Sequence[str], sets: Sequence[str]) -> pd.D
 def features_of(name: str, scorer, device: str = "cpu") -> Callable[[np.ndarray], Tensor]:
     """What gives features of pictures uint8 [N, H, H, 3]: "clip" (the scorer), or "inception"."""
     if name == "clip":
-        return lambda images: clip_score.image_features(
-            scorer, clip_score.resized(scorer, images)
-        ).cpu()
+        return lambda images: clip_score.image_features(scorer, images).cpu()
     if name == "inception":
         model = distribution.inception(device)
         return lambda images: distribution.inception_features(model, images)

@@ -17,7 +17,7 @@ import torch
 
 from dalle3lib import captioner, captioner_training, files, quality, text, upsampler, vae
 from dalle3lib.captions import HUMAN, by_kind
-from dalle3lib.evals import clip_score, vqa
+from dalle3lib.evals import clip_score, vqa, vqa_training
 from dalle3lib.images import Record, stack, to_tensor
 from dalle3lib.randomness import batch_indices, rng
 from dalle3lib.recaption import LENGTH
@@ -73,7 +73,9 @@ def train_vae(
     images = stack(World("foundation", scenes))
     train(
         model,
-        vae.step_loss(model, images, seed=seed, batch=batch),
+        vae.step_loss(
+            model, lambda step: images[batch_indices(seed, step, batch, len(images))], seed=seed
+        ),
         steps=steps,
         lr=lr,
         directory=work,
@@ -215,18 +217,21 @@ def train_judge(
     def spec(index: int) -> Scene:
         return scene("foundation", index % scenes, seed, counts=(1, 2, 3))
 
-    tokenizer = vqa.train_tokenizer(spec)
-    model, processor = vqa.build(tokenizer, seed), vqa.make_processor(tokenizer)
+    tokenizer = vqa_training.train_tokenizer(spec)
+    model = vqa_training.build(tokenizer, seed)
+    processor = vqa_training.make_processor(tokenizer)
     train(
         model,
-        vqa.step_loss(model, processor, spec, seed=seed, batch=batch, pretraining=pretraining),
+        vqa_training.step_loss(
+            model, processor, spec, seed=seed, batch=batch, pretraining=pretraining
+        ),
         steps=steps,
         lr=lr,
         directory=work,
         ema_decay=0.995,
         description="judge",
     )
-    vqa.save(model, processor, out)
+    vqa_training.save(model, processor, out)
     return quality.judge(*vqa.load(out))
 
 

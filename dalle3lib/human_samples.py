@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dalle3lib import UserError, runs
 from dalle3lib.config import Parameters
-from dalle3lib.images import EXTENSIONS, FORMATS, centre_square, list_files, stack, to_rgb
+from dalle3lib.images import EXTENSIONS, centre_square, list_files, read_rgb, stack
 
 CAPTIONS = ("text", "caption", "prompt")  # columns of a metadata file, as Hugging Face names them
 # The kinds of prompt of a run that stand for the paper's: long ones, and captions of COCO (§4.2).
@@ -84,7 +84,8 @@ def by_question(scores: pd.DataFrame, pictures: dict[str, np.ndarray]) -> dict[s
     """An arm's last pictures as samples for each question.
 
     ``scores`` and ``pictures`` [N, H, W, 3] by kind of prompt are what ``arm.score_snapshots`` and
-    ``arm.outcome`` give. Each question takes the kind in ``KINDS``, or else the last one there is.
+    ``trained_arms.outcome`` give. Each question takes the kind in ``KINDS``, or else the last one
+    there is.
     """
     last = scores[scores.step == scores.step.max()]
     found = {k: from_arrays(p, last.prompt[last.kind == k].tolist()) for k, p in pictures.items()}
@@ -97,11 +98,11 @@ def of_arms(
     """Samples of arms (kind-ratio-seed) by label and question, and the true pictures.
 
     ``arms`` gives each arm's finished run, or None: then the shipped arm draws now
-    (``arm.outcome``). The true pictures are the images that the prompts describe.
+    (``trained_arms.outcome``). The true pictures are the images that the prompts describe.
     """
-    from dalle3lib import arm  # here, because whoever rates folders needs no networks
+    from dalle3lib import arm, trained_arms  # here, because whoever rates folders needs no networks
 
-    outcomes = {arm.label(name): arm.outcome(cfg, name, run) for name, run in arms.items()}
+    outcomes = {arm.label(name): trained_arms.outcome(cfg, name, run) for name, run in arms.items()}
     records = arm.evaluation_records(cfg)
     true = from_arrays(stack(records), [record.alt for record in records])
     return {name: by_question(o.scores, o.pictures) for name, o in outcomes.items()}, true
@@ -171,14 +172,7 @@ def pixels(picture: np.ndarray | Path, size: int | None = None) -> np.ndarray:
 
     Raises UserError for a file that cannot be read.
     """
-    if isinstance(picture, np.ndarray):
-        image = Image.fromarray(picture)
-    else:
-        try:
-            with Image.open(picture, formats=FORMATS) as file:
-                image = to_rgb(ImageOps.exif_transpose(file))
-        except Exception as error:  # damaged files make Pillow's decoders raise almost anything
-            raise UserError(f"{picture} cannot be read ({error}): replace it.") from error
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else read_rgb(picture)
     return np.asarray(image) if size is None else centre_square(image, size)
 
 

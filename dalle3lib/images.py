@@ -115,6 +115,15 @@ def decode(
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def read_rgb(path: str | Path) -> Image.Image:
+    """An image file in RGB (``to_rgb``), turned as the camera noted; UserError if there is none."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # damaged files make Pillow's decoders raise almost anything
+        raise UserError(f"The picture {path} cannot be read ({error}): replace it.") from error
+
+
 def centre_square(image: Image.Image, size: int) -> np.ndarray:
     """The largest centred square of an RGB image, scaled to uint8 [size, size, 3]."""
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))  # antialiased

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from dalle3lib import UserError, files, pairs, paths, pretrained, recaption, text, vae
 from dalle3lib.config import Parameters
 from dalle3lib.fingerprint import inputs_fingerprint, module_closure
-from dalle3lib.images import Record, stack, to_tensor
+from dalle3lib.images import Record, stack
 from dalle3lib.pairs import TRUTH, WRITTEN
 from dalle3lib.recaption import KINDS
 from dalle3lib.splits import open_source
@@ -96,15 +96,7 @@ def encode_records(
 
     ``captions`` are the synthetic ones by kind.
     """
-    pictures = to_tensor(stack(records))
-    at_once = vae.at_once(128, pictures.shape[-1] // 8)
-    means = [
-        autoencoder.encode(x.to(autoencoder.device)).latent_dist.mean.cpu()
-        for x in pictures.split(at_once)
-    ]
-    tensors = {
-        "latents": (torch.cat(means) * autoencoder.config.scaling_factor).half().contiguous()
-    }
+    tensors = {"latents": vae.encode(autoencoder, stack(records)).half().contiguous()}
     # the states of bfloat16 encoders can exceed the range of fp16
     stored = torch.bfloat16 if encoder.dtype == torch.bfloat16 else torch.float16
     for kind, texts in {"original": [r.alt for r in records], **captions}.items():

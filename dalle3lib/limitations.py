@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional
 
-from dalle3lib import arm, paths, prompt_facts, stats, text, upsample_scores
+from dalle3lib import arm, paths, prompt_facts, stats, text, trained_arms
 from dalle3lib.caption_facts import ATTRIBUTES, pairs, parse
 from dalle3lib.config import Parameters
 from dalle3lib.evals import text_rendering
@@ -85,7 +85,7 @@ def draw(cfg: Parameters, name: str, on: arm.Studio, folder: Path) -> dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.npz"
     if not path.is_file():
-        model, guidance = upsample_scores.network(cfg, name)
+        model, guidance = trained_arms.network(cfg, name)
         options = {"seed": cfg.seed, "steps": cfg.sampling_steps, "guidance": guidance}
         options["dtype"] = on.dtype
         drawn = {k: sample(model, on.autoencoder, s, **options) for k, s in on.states.items()}

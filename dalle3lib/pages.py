@@ -36,7 +36,8 @@ GROUPS = {
     "diffusion": (
         "Latent diffusion and foundations",
         (
-            *("vae", "latents", "stored", "pairs", "unet", "diffusion", "arm", "sample"),
+            *("vae", "latents", "stored", "pairs", "unet", "diffusion"),
+            *("arm", "trained_arms", "sample"),
             *("consistency", "decoder_network", "decoder_training", "decoder"),
             *("decoder_scores", "decoder_samples"),
             *("buckets", "recipe", "recipe_training", "recipe_scores"),
@@ -63,8 +64,8 @@ GROUPS = {
             *("paths", "config", "runs", "fingerprint", "files", "execution", "graph"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
             *("verdict_plots", "recipe_plots", "human_plots", "study_plots"),
-            *("figure_data", "playground", "explorer", "explorer_page", "ledger_page"),
-            *("status_page", "checklist", "which_chapters", "pages", "chapters"),
+            *("figure_data", "playground", "playground_panel", "explorer", "explorer_page"),
+            *("ledger_page", "status_page", "checklist", "which_chapters", "pages", "chapters"),
             *("book", "book_checks"),
             *("launch", "croissant", "model_cards", "doctor"),
         ),

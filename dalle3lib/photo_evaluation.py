@@ -2,7 +2,7 @@
 
 The paper samples 4,096 captions of COCO 2014's validation images and scores one picture of each
 with CLIP ViT-B/32; it asks a judge about DrawBench, and BLIP about T2I-CompBench. Here the draw
-has a recorded seed, and the arms are live runs of notebook 04a. A benchmark whose prompts or
+has a recorded seed, and the arms are runs of notebook 04a. A benchmark whose prompts or
 judge are not there is left out, and what it needs is said.
 """
 
@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from diffusers import UNet2DConditionModel
 
-from dalle3lib import UserError, arm, coco, pairs, paths, pretrained, runs
+from dalle3lib import UserError, arm, coco, files, pairs, paths, pretrained, trained_arms
 from dalle3lib.automatic_evaluation import BOUND, judge_of, vqa_of
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score, compbench, drawbench, noun_phrases
@@ -57,8 +56,10 @@ def bound(cfg: Parameters, name: str) -> pd.DataFrame:
     """
     folder = None if cfg.compbench == "benchmarks" else paths.folder(cfg.compbench)
     said = compbench.prompts(name, folder)[: cfg.compositions]
-    spoken = cfg.phrases == "spacy"
-    phrases = noun_phrases.from_spacy(said) if spoken else noun_phrases.from_file(cfg.phrases)
+    if cfg.phrases == "spacy":
+        phrases = noun_phrases.from_spacy(said)
+    else:
+        phrases = noun_phrases.from_file(paths.folder(cfg.phrases))
     if lacking := [prompt for prompt in said if prompt not in phrases]:
         raise UserError(
             f"{cfg.phrases} has no noun phrases for {len(lacking)} prompts of T2I-CompBench's "
@@ -129,15 +130,13 @@ def instruments(cfg: Parameters, sets: dict[str, pd.DataFrame]) -> Instruments:
 
 
 def draw(cfg: Parameters, name: str, prompts: pd.DataFrame) -> np.ndarray:
-    """A picture of each row's prompt by a live arm (kind-ratio-seed): uint8 [N, size, size, 3].
+    """A picture of each row's prompt by an arm (kind-ratio-seed): uint8 [N, size, size, 3].
 
     ``cfg`` names the models. Raises UserError, naming the command, if the arm was not trained.
     """
-    run = runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2))
-    unet = UNet2DConditionModel.from_pretrained(run / "unet").float().eval().requires_grad_(False)
-    unet = unet.to(pretrained.device(cfg))
+    unet, guidance = trained_arms.network(cfg, name)
     on = arm.studio([], cfg, {"all": list(prompts.prompt)})
-    options = {"steps": cfg.sampling_steps, "guidance": runs.results(run)["guidance"]}
+    options = {"steps": cfg.sampling_steps, "guidance": guidance}
     pictures: list = [None] * len(prompts)
     for seed, rows in prompts.reset_index(drop=True).groupby("seed").groups.items():
         states = [on.states["all"][i] for i in rows]
@@ -154,10 +153,9 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
     whether the scorer saw the beginning only), shares of 1 for the others.
     """
     said = list(prompts.prompt)
-    seen = clip_score.resized(by.scorer[0], images)
-    clip = table = clip_score.score_images(*by.scorer, seen, said)
+    clip = table = clip_score.score_images(*by.scorer, images, said)
     if name == "captions":
-        hessel = clip_score.clip_scores(*by.scorer, seen, said, "hessel")
+        hessel = clip_score.clip_scores(*by.scorer, images, said, "hessel")
         table = clip.assign(hessel=hessel, cut=clip_score.truncated(*by.scorer, said))
     elif name == "drawbench":
         table = drawbench.judged(prompts.assign(image=range(len(said))), list(images), by.judge)
@@ -186,7 +184,7 @@ def evaluate(
             images = draw(cfg, name, prompts)
             rows = score(benchmark, prompts, images, by).assign(system=arm.label(name))
             np.save(place.with_suffix(".npy"), images[: cfg.shown], allow_pickle=False)
-            rows.to_parquet(place)
+            files.write_atomic(place, rows.to_parquet())
         tables.append(pd.read_parquet(place))
     shown = np.load(folder / f"{name}-captions.npy", allow_pickle=False)
     return pd.concat(tables, ignore_index=True), shown

@@ -1,38 +1,31 @@
 """The playground: type a prompt and see what trained arms draw, and how well they followed it.
 
 ``generate`` draws one picture and reads it with the book's three instruments (of pictures that are
-not the world's, the CLIP score alone can be told); ``path`` shows how
-it came out of noise; ``panel`` is the same behind buttons, for a notebook with a live kernel.
+not the world's, the CLIP score alone can be told); ``path`` shows how it came out of noise.
+``playground_panel`` is the same behind buttons.
 """
 
-import html
-import io
-import itertools
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from dalle3lib import (
     UserError,
-    chat_model,
     config,
     diffusion,
-    pairs,
     paths,
     pretrained,
     text,
+    trained_arms,
     upsample,
-    upsample_scores,
     vae,
 )
 from dalle3lib import arm as arms
@@ -40,15 +33,13 @@ from dalle3lib.config import Parameters
 from dalle3lib.decoder import ConsistencyDecoder
 from dalle3lib.evals import clip_score, vqa
 from dalle3lib.foundation import ARMS
-from dalle3lib.randomness import rng
 from dalle3lib.sample import decode as decode_latents
 from dalle3lib.sample import sample, start_noise
-from dalle3lib.world import Thing, descriptive_caption, reader, scene
+from dalle3lib.world import Thing, reader
 from dalle3lib.world.language import article, full_phrase
-from dalle3lib.world.wording import hint, listed, questions_about
+from dalle3lib.world.wording import listed, questions_about
 
 DECODERS = ("VAE", "consistency")  # what turns latents into pictures
-EXAMPLE = "a large striped red circle above a small blue star, on snow."
 
 # --- from a prompt to a picture ------------------------------------------------------------------
 
@@ -64,6 +55,7 @@ class Models:
     def __init__(self, cfg: Parameters = pretrained.SHIPPED) -> None:
         self.cfg = cfg
         self.world = cfg.get("data", "world") == "world"  # reader, judge and T5 know nothing else
+        self._arms: dict[str, tuple[UNet2DConditionModel, float]] = {}
 
     @property
     def names(self) -> dict[str, str]:
@@ -112,20 +104,16 @@ class Models:
         """What can write longer prompts here, by name: the options of ``upsample.upsample``."""
         shipped = self.world and (paths.foundation_dir() / "upsampler").is_dir()
         found = {"T5": {"backend": "t5"}} if shipped else {}
-        if there := chat_model.smollm2():
-            found["SmolLM2"] = {"backend": "chat", "model": there, "prepend": False}
+        if options := upsample.named("smollm2"):
+            found["SmolLM2"] = options | {"prepend": False}
         return found
-
-    @cached_property
-    def _arms(self) -> dict[str, tuple[UNet2DConditionModel, float]]:
-        return {}
 
     def arm(self, name: str) -> tuple[UNet2DConditionModel, float]:
         """An arm's network and its guidance scale; UserError if ``name`` is not in ``names``."""
         if name not in self.names:
             raise UserError(f"There is no arm {name!r}{config.nearest(name, self.names)}")
         if name not in self._arms:
-            network = arms.load if self.world else partial(upsample_scores.network, self.cfg)
+            network = arms.load if self.world else partial(trained_arms.network, self.cfg)
             model, guidance = network(name)
             self._arms[name] = model.to(pretrained.device(self.cfg)), guidance
         return self._arms[name]
@@ -161,8 +149,8 @@ def generate(
     """Draw one picture and read it: the same for the same prompt, arm, seed and options.
 
     Without a name the arm is ``models.main``. The starting noise depends on ``seed`` alone, so all
-    arms (and all prompts) start alike.
-    ``guidance`` None is the arm's own, chosen on development prompts; ``steps`` are of DDIM.
+    arms (and all prompts) start alike. ``guidance`` None is the arm's own, chosen on development
+    prompts; ``steps`` are of DDIM.
     ``written`` is a text to draw in the place of the prompt (``upsampled``); the instruments are
     asked about the prompt all the same. ``decoder`` is one of ``DECODERS``. Raises UserError for an
     empty prompt or text, an unknown arm or decoder, or less than one step.
@@ -174,8 +162,7 @@ def generate(
     decode = models.vae if decoder == DECODERS[0] else models.two_steps
     options = {"seed": seed, "steps": steps, "dtype": pretrained.dtype(models.cfg)}
     images = sample(network, decode, [state], guidance=scale, **options)
-    seen = clip_score.resized(models.scorer[0], images)
-    score = float(clip_score.clip_scores(*models.scorer, seen, [prompt])[0])
+    score = float(clip_score.clip_scores(*models.scorer, images, [prompt])[0])
     if not models.world:
         return Result(images[0], None, score, {}, scale)
     asked = questions_about(prompt)
@@ -278,91 +265,3 @@ def gallery(results: dict[str, Result], width: int = 35) -> Figure:
         lines = [part for line in report(result) for part in textwrap.wrap(line, width)]
         axis.text(0, -0.04, "\n".join(lines), transform=axis.transAxes, **style)
     return figure
-
-
-def png(image: np.ndarray, scale: int = 4) -> bytes:
-    """A picture uint8 [H, W, 3] as a PNG file, each pixel a square of ``scale`` pixels."""
-    size = (image.shape[1] * scale, image.shape[0] * scale)
-    file = io.BytesIO()
-    Image.fromarray(image).resize(size, Image.Resampling.NEAREST).save(file, "png")
-    return file.getvalue()
-
-
-# --- the panel -----------------------------------------------------------------------------------
-
-
-def panel(models: Models) -> widgets.VBox:
-    """A widget to play with: prompt, upsampler, arm, guidance …; "Draw" shows the pictures.
-
-    A mistake is shown in the panel as one sentence. The networks are loaded at the first "Draw".
-    """
-    wide = {"style": {"description_width": "initial"}}
-    labels = models.names
-    prompt = widgets.Textarea(
-        models.cfg.get("prompt", EXAMPLE), description="prompt", rows=2, layout={"width": "40em"}
-    )
-    arm = widgets.Dropdown(
-        options=[("all, side by side", tuple(labels)), *((labels[n], (n,)) for n in labels)],
-        description="arm",
-    )
-    writer = widgets.Dropdown(
-        options=[("nobody", ""), *((name, name) for name in models.upsamplers)],
-        description="made longer by",
-        **wide,
-    )
-    own = widgets.Checkbox(True, description="the guidance chosen for the arm", **wide)
-    guidance = widgets.FloatSlider(
-        3, min=1, max=10, step=0.5, description="guidance", disabled=True
-    )
-    decoder = widgets.Dropdown(options=DECODERS[: 1 + models.world], description="decoder")
-    steps = widgets.IntSlider(20, min=1, max=50, description="DDIM steps", **wide)
-    seed = widgets.BoundedIntText(0, min=0, max=999_999, description="seed")
-    draw = widgets.Button(description="Draw", button_style="primary")
-    another = widgets.Button(description="Another prompt")
-    message, pictures = widgets.HTML(), widgets.Box(layout={"flex_flow": "row wrap"})
-    own.observe(lambda change: setattr(guidance, "disabled", change["new"]), "value")
-    numbers = itertools.count()
-
-    def suggest(_) -> None:
-        prompt.value = suggestion(models.cfg, next(numbers))
-
-    def show(_) -> None:
-        options = {"seed": seed.value, "steps": steps.value, "decoder": decoder.value}
-        options["guidance"] = None if own.value else guidance.value
-        draw.disabled, message.value, pictures.children = True, "Drawing …", ()
-        try:
-            if writer.value:
-                options["written"] = upsampled(models, prompt.value, writer.value, seed.value)
-            for name in arm.value:
-                result = generate(models, prompt.value, name, **options)
-                title = f"{labels[name]}, guidance {result.guidance:g}"
-                pictures.children += (_card(title, result),)
-            told = [f"Drawn: {options['written']}"] if writer.value else []
-            told += [hint(prompt.value)] if models.world else []
-            message.value = "<br>".join(map(html.escape, told))
-        except UserError as error:
-            message.value = f"<b>{html.escape(str(error))}</b>"
-        finally:
-            draw.disabled = False
-
-    another.on_click(suggest)
-    draw.on_click(show)
-    rows = [[arm, seed, steps], [own, guidance], [writer, decoder], [draw, another]]
-    return widgets.VBox([prompt, *map(widgets.HBox, rows), message, pictures])
-
-
-def suggestion(cfg: Parameters, index: int) -> str:
-    """A prompt to try: the description of a held-out scene, or a held-out image's caption."""
-    if cfg.get("data", "world") == "world":
-        return descriptive_caption(scene("dev", index), rng(0, "playground/prompt", index))
-    records = pairs.held_out(cfg, index + 1)
-    return records[index % len(records)].alt
-
-
-def _card(title: str, result: Result) -> widgets.VBox:
-    """One enlarged picture with its title above and its report below."""
-    lines = "<br>".join(map(html.escape, report(result)))
-    picture = widgets.Image(value=png(result.image), format="png", width=256, height=256)
-    below = widgets.HTML(f'<div style="line-height: 1.4">{lines}</div>')
-    heading = widgets.HTML(f"<b>{html.escape(title)}</b>")
-    return widgets.VBox([heading, picture, below], layout={"width": "266px"})

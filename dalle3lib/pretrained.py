@@ -5,8 +5,9 @@ foundation), a public model of the list below, or a directory in the same format
 that comes with a model: weights and configurations are read, ``trust_remote_code`` stays False.
 """
 
+import contextlib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,6 +160,20 @@ def require(models: Iterable[Model]) -> None:
     gone = [model for model in models if missing(model)]
     if gone and huggingface_hub.constants.HF_HUB_OFFLINE:
         raise UserError(f"HF_HUB_OFFLINE is set, so nothing is downloaded. {absent(gone)}")
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong while ``what``, such as "the judge x", is read into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # transformers, diffusers, open_clip, safetensors: a dozen kinds
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{what[0].upper()}{what[1:]} cannot be loaded ({said}): restore it or name another."
+        ) from error
 
 
 # ---- the machine ---------------------------------------------------------------------------------

@@ -51,13 +51,10 @@ def held_out_scenes(count: int) -> list[Scene]:
 
 
 @torch.no_grad()
-def reconstruct(model, images: np.ndarray, batch: int = 100, device: str = "cpu") -> Tensor:
-    """What is left of images uint8 [N, H, W, 3] after encoding and decoding: [N, 3, H, W].
-
-    ``device`` is where the model is.
-    """
+def reconstruct(model, images: np.ndarray, batch: int = 100) -> Tensor:
+    """What is left of images uint8 [N, H, W, 3] after encoding and decoding: [N, 3, H, W]."""
     at_once = vae.at_once(batch, images.shape[1] // 8)
-    parts = (x.to(device) for x in to_tensor(images).split(at_once))
+    parts = (x.to(model.device) for x in to_tensor(images).split(at_once))
     return torch.cat([model.decode(model.encode(x).latent_dist.mean).sample.cpu() for x in parts])
 
 

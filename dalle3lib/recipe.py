@@ -21,7 +21,6 @@ from tqdm.auto import tqdm
 
 from dalle3lib import UserError, buckets, captioner, diffusion, files, paths, text, unet, vae
 from dalle3lib.images import Record, stack, to_tensor
-from dalle3lib.randomness import rng
 from dalle3lib.recaption import LENGTH, load_captioner
 from dalle3lib.train import train
 from dalle3lib.world import CANVASES, SQUARE, Canvas, World
@@ -54,23 +53,6 @@ def by_size(records: Sequence[Record]) -> tuple[list[buckets.Size], dict[int, np
 # ---- the autoencoder -----------------------------------------------------------------------------
 
 
-def autoencoder_loss(
-    model: AutoencoderKL, records: Sequence[Record], *, seed: int, batch: int
-) -> Callable[[int], dict[str, Tensor]]:
-    """The autoencoder's loss on images of several sizes as a function of the step."""
-    _, groups = by_size(records)
-
-    def at(step: int) -> dict[str, Tensor]:
-        _, rows = buckets.batch_at(seed, step, batch, groups)
-        images = to_tensor(np.stack([records[i].image for i in rows]))
-        height, width = (side // 8 for side in images.shape[2:])
-        shape = (2, batch, model.config.latent_channels, height, width)
-        noise = rng(seed, "vae/noise", step).standard_normal(shape, dtype="float32")
-        return vae.loss(model, images, torch.from_numpy(noise))
-
-    return at
-
-
 def adapt_autoencoder(
     directory: Path, *, seed: int = 0, scenes: int = 6000, steps: int = 300, batch: int = 16
 ) -> tuple[AutoencoderKL, dict[str, list[float]]]:
@@ -83,10 +65,16 @@ def adapt_autoencoder(
     model = vae.load(paths.foundation("vae")).requires_grad_(True)
     model = model.to(memory_format=torch.channels_last)
     records = list(pictures("foundation", scenes))
-    first = list(World("foundation", scenes // 3, canvases=CANVASES))
+    both = records + list(World("foundation", scenes // 3, canvases=CANVASES))
+    _, groups = by_size(both)
+
+    def batch_at(step: int) -> np.ndarray:
+        _, rows = buckets.batch_at(seed, step, batch, groups)
+        return np.stack([both[i].image for i in rows])
+
     log = train(
         model,
-        autoencoder_loss(model, records + first, seed=seed, batch=batch),
+        vae.step_loss(model, batch_at, seed=seed),
         steps=steps,
         lr=4e-4,
         directory=directory,

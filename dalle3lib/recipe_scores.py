@@ -133,9 +133,8 @@ def differences(first: pd.DataFrame, second: pd.DataFrame, measures: Sequence[st
     for name in measures:
         unit = 1 if name == "score" else 100
         a, b = (unit * table[name].to_numpy() for table in (first, second))
-        interval = stats.paired_bootstrap(a, b, rng(0, f"recipe/{name}"))
         label = "CLIP score (points)" if name == "score" else f"{name} (% points)"
-        found[label] = {"effect": float((a - b).mean()), "interval": interval}
+        found[label] = stats.paired_effect(a, b, rng(0, f"recipe/{name}"))
     return found
 
 

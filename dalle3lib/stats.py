@@ -53,6 +53,14 @@ def paired_bootstrap(
     return mean_interval(a - b, rng, level)
 
 
+def paired_effect(
+    a: Sequence[float], b: Sequence[float], rng: np.random.Generator
+) -> dict[str, object]:
+    """The ``effect``, mean(a − b), and its 95 % ``interval`` (``paired_bootstrap``)."""
+    interval = paired_bootstrap(a, b, rng)
+    return {"effect": float((np.asarray(a) - np.asarray(b)).mean()), "interval": interval}
+
+
 def ratio_interval(
     parts: np.ndarray, wholes: np.ndarray, rng: np.random.Generator, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:

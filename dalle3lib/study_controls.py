@@ -177,9 +177,9 @@ def of_pictures(prompts: int) -> list[Control]:
     """
     cfg = config.from_preset("04a_train_arm", preset="cpu", prompts=prompts, prompts_from="dev")
     on = arm.studio(arm.evaluation_records(cfg), cfg)
-    scene = clip_score.resized(on.scorer[0], stack(on.records))
-    true = clip_score.clip_scores(*on.scorer, scene, on.texts["descriptive"])
-    read = 100 * quality.facts_read(stack(on.records), on.records)[PAIRS].to_numpy()
+    scenes = stack(on.records)
+    true = clip_score.clip_scores(*on.scorer, scenes, on.texts["descriptive"])
+    read = 100 * quality.facts_read(scenes, on.records)[PAIRS].to_numpy()
     by_arm = {}
     for name in FOUR:
         model, guidance = arm.load(name)
@@ -204,8 +204,8 @@ def shifted(values: list) -> list:
 
 def _lost(on: arm.Studio, pictures: np.ndarray, own: pd.DataFrame, kind: str) -> np.ndarray:
     """How much each picture scores less with another prompt's text of the same kind: points."""
-    seen = clip_score.resized(on.scorer[0], pictures)
-    return own.score.to_numpy() - clip_score.clip_scores(*on.scorer, seen, shifted(on.texts[kind]))
+    others = clip_score.clip_scores(*on.scorer, pictures, shifted(on.texts[kind]))
+    return own.score.to_numpy() - others
 
 
 def _least(title: str, by_arm: dict[str, dict[str, np.ndarray]], prompts: int) -> Control:

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from dalle3lib import UserError
+from dalle3lib.pretrained import loading
 from dalle3lib.randomness import rng
 
 PAD, END, START = 0, 1, 2
@@ -158,16 +159,18 @@ def load(
     """Encoder (frozen, of precision ``dtype``) and tokenizer from a directory or a public name.
 
     ``options`` (``revision``, ...) go to both ``from_pretrained`` calls. Raises UserError where a
-    library is missing that reads the tokenizer of the public checkpoints.
+    library is missing that reads the tokenizer of the public checkpoints, if there is no such model
+    or its files are damaged.
     """
-    encoder = T5EncoderModel.from_pretrained(name, dtype=dtype, **options)
     files = {path.name for path in Path(name).glob("*")}
     if "spiece.model" in files and "tokenizer.json" not in files and not find_spec("sentencepiece"):
         raise UserError(
             f"The tokenizer in {name} is a SentencePiece model, which needs two more libraries: "
             "pip install sentencepiece protobuf"
         )
-    tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    with loading(f"the text encoder {name}"):
+        encoder = T5EncoderModel.from_pretrained(name, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     return encoder.to(dtype).eval().requires_grad_(False), tokenizer
 
 

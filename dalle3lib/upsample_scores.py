@@ -8,7 +8,6 @@ texts that name as many, and counts nothing but the facts that the short prompt 
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,20 +18,17 @@ from torch import Tensor
 from dalle3lib import (
     arm,
     diffusion,
-    foundation,
     pairs,
-    pretrained,
     prompt_facts,
+    prompt_kinds,
     quality,
-    runs,
     stats,
     text,
-    vae,
 )
 from dalle3lib.caption_facts import parse
 from dalle3lib.config import Parameters
 from dalle3lib.evals import clip_score
-from dalle3lib.images import Record, stack, to_tensor, to_uint8
+from dalle3lib.images import Record, stack, to_uint8
 from dalle3lib.randomness import rng
 from dalle3lib.sample import sample
 from dalle3lib.world import reader
@@ -96,30 +92,11 @@ def studio(
     """The models, and the records' short, upsampled (``same_objects``) and descriptive prompts."""
     short = [asked(record) for record in records]
     texts = {"short": short, "upsampled": same_objects(short, upsample)}
-    return arm.studio(records, cfg, texts | arm.prompts(records, ["descriptive"]))
+    texts["descriptive"] = prompt_kinds.descriptive(records)
+    return arm.studio(records, cfg, texts)
 
 
 # ---- pictures and what is read in them -----------------------------------------------------------
-
-
-def live_run(cfg: Parameters, name: str) -> Path | None:
-    """The finished run of an arm (kind-ratio-seed), or None where the shipped arm is judged.
-
-    The shipped arms are those of the world with seed 0. Raises UserError, naming the command that
-    trains it, if a run is missing.
-    """
-    shipped = cfg.data == "world" and name.removesuffix("-0") in foundation.ARMS
-    return None if shipped else runs.find(cfg, "04a_train_arm", *name.rsplit("-", 2))
-
-
-def network(cfg: Parameters, name: str) -> tuple[UNet2DConditionModel, float]:
-    """The network of an arm (kind-ratio-seed), from its live run or shipped, and its guidance."""
-    if run := live_run(cfg, name):
-        model = UNet2DConditionModel.from_pretrained(run / "unet").float().requires_grad_(False)
-        guidance = runs.results(run)["guidance"]
-    else:
-        model, guidance = arm.load(name.removesuffix("-0"))
-    return model.eval().to(pretrained.device(cfg)), guidance
 
 
 def score(
@@ -147,10 +124,9 @@ def measure(pictures: np.ndarray, texts: Sequence[str], on: arm.Studio) -> pd.Da
     cosine) with the original prompt and with the text. Without known facts only these two.
     """
     short = [asked(record) for record in on.records]
-    seen = clip_score.resized(on.scorer[0], pictures)
     found = {"scene": range(len(short))}
-    found["score"] = clip_score.clip_scores(*on.scorer, seen, short)
-    found["own score"] = clip_score.clip_scores(*on.scorer, seen, texts)
+    found["score"] = clip_score.clip_scores(*on.scorer, pictures, short)
+    found["own score"] = clip_score.clip_scores(*on.scorer, pictures, texts)
     if all(record.facts for record in on.records):
         read = reader.read(pictures)
         found["facts"] = kept(short, read)
@@ -315,24 +291,13 @@ def _error(model, x: Tensor, seed: int, draw: int, states: Tensor, mask: Tensor)
     return error.square().mean((1, 2, 3))
 
 
-def latents_of(records: Sequence[Record], autoencoder) -> Tensor:
-    """The records' pictures as the arms see them: latents of unit deviation [N, 4, h, w]."""
-    with torch.no_grad():
-        pixels = to_tensor(stack(records)).split(vae.at_once(128, 8))
-        on = autoencoder.device
-        means = torch.cat([autoencoder.encode(x.to(on)).latent_dist.mean.cpu() for x in pixels])
-    return means * autoencoder.config.scaling_factor
-
-
 def bounds(on: arm.Studio, scores: pd.DataFrame) -> dict[str, dict[str, float]]:
     """What the reader finds of the short prompts' facts at most and at least, as shares.
 
     "ceiling": in the true pictures after one pass through the autoencoder; "floor": by accident, in
     the pictures drawn from each kind of prompt for another scene.
     """
-    decoded = to_uint8(
-        quality.reconstruct(on.autoencoder, stack(on.records), device=on.autoencoder.device)
-    )
+    decoded = to_uint8(quality.reconstruct(on.autoencoder, stack(on.records)))
     names = [asked(record) for record in on.records]
     ceiling = measure(decoded, names, on)[["facts", "whole"]].mean()
     floor = scores.groupby("kind", sort=False)["chance"].mean()

@@ -5,8 +5,10 @@ Everywhere the interface is diffusers' ``AutoencoderKL``: ``encode(x).latent_dis
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -14,7 +16,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
-from dalle3lib.randomness import batch_indices, rng
+from dalle3lib.images import to_tensor
+from dalle3lib.pretrained import loading
+from dalle3lib.randomness import rng
 
 PATCH = 4  # pixels: full-resolution convolutions are slow on a CPU, so the first halvings are free
 
@@ -53,11 +57,14 @@ def build(channels: tuple[int, int] = (64, 128), layers: int = 1) -> PatchAutoen
 def load(name: str | Path, **options) -> AutoencoderKL:
     """The autoencoder in a local directory or of a public name, ready for inference.
 
-    ``options`` go to diffusers' ``from_pretrained`` (``revision``, ``subfolder``, ...).
+    ``options`` go to diffusers' ``from_pretrained`` (``revision``, ``subfolder``, ...). Raises
+    UserError if there is no such model or its files are damaged.
     """
     config = Path(name) / "config.json"
-    ours = config.is_file() and json.loads(config.read_text())["_class_name"].startswith("Patch")
-    model = (PatchAutoencoderKL if ours else AutoencoderKL).from_pretrained(name, **options)
+    with loading(f"the autoencoder {name}"):
+        kind = json.loads(config.read_text())["_class_name"] if config.is_file() else ""
+        ours = kind == PatchAutoencoderKL.__name__
+        model = (PatchAutoencoderKL if ours else AutoencoderKL).from_pretrained(name, **options)
     return model.float().eval().requires_grad_(False)
 
 
@@ -67,6 +74,19 @@ def at_once(batch: int, latent_size: int) -> int:
     The autoencoder works at full resolution and needs far more memory than the network.
     """
     return max(1, batch * 8**2 // latent_size**2)
+
+
+@torch.no_grad()
+def encode(model: AutoencoderKL, images: np.ndarray, batch: int = 128) -> Tensor:
+    """Latents of images uint8 [N, H, W, 3] as diffusion models know them: float32 [N, 4, h, w].
+
+    They are the posteriors' means times the scaling factor, so of about unit variance;
+    ``sample.decode`` goes the other way. ``batch`` is as for ``at_once``.
+    """
+    size = at_once(batch, max(images.shape[1:3]) // 8)
+    parts = (to_tensor(images[i : i + size]) for i in range(0, len(images), size))
+    means = [model.encode(x.to(model.device)).latent_dist.mean.cpu() for x in parts]
+    return torch.cat(means) * model.config.scaling_factor
 
 
 def loss(model: AutoencoderKL, images: Tensor, noise: Tensor, kl_weight: float = 1e-6) -> dict:
@@ -83,15 +103,16 @@ def loss(model: AutoencoderKL, images: Tensor, noise: Tensor, kl_weight: float =
     return {"loss": mse + 0.2 * l1 + kl_weight * kl, "mse": mse.detach(), "kl": kl.detach()}
 
 
-def step_loss(model: AutoencoderKL, images, *, seed: int, batch: int):
+def step_loss(
+    model: AutoencoderKL, batch_at: Callable[[int], np.ndarray], *, seed: int
+) -> Callable[[int], dict[str, Tensor]]:
     """The loss as a function of the step, for ``train.train``.
 
-    ``images``: uint8 [N, H, W, 3].
+    ``batch_at(step)`` gives the images of a step: uint8 [B, H, W, 3], of one size.
     """
-    from dalle3lib.images import to_tensor
 
     def at(step: int) -> dict[str, Tensor]:
-        picture = to_tensor(images[batch_indices(seed, step, batch, len(images))])
+        picture = to_tensor(batch_at(step))
         height, width = (side // 8 for side in picture.shape[2:])
         shape = (2, len(picture), model.config.latent_channels, height, width)
         noise = rng(seed, "vae/noise", step).standard_normal(shape, dtype="float32")

@@ -115,7 +115,7 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from dalle3lib import arm, captioner, decoder_network, foundation, quality, text, unet, vae
     from dalle3lib.captions import by_kind
-    from dalle3lib.evals import clip_score, vqa
+    from dalle3lib.evals import clip_score, vqa_training
     from dalle3lib.world import World, scene
 
     root = tmp_path_factory.mktemp("foundation")
@@ -150,8 +150,9 @@ def tiny_foundation(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text.build(len(reader)).half().save_pretrained(root / name)
             reader.save_pretrained(root / name)
         elif name == "judge":
-            asked = vqa.train_tokenizer(lambda i: scene("foundation", i), 300)
-            vqa.save(vqa.build(asked, seed), vqa.make_processor(asked), root / name)
+            asked = vqa_training.train_tokenizer(lambda i: scene("foundation", i), 300)
+            processor = vqa_training.make_processor(asked)
+            vqa_training.save(vqa_training.build(asked, seed), processor, root / name)
         elif name.startswith("unet-"):
             second = name in foundation.STAGES and name != "unet-recipe-first"
             arm.save(unet.build((16, 32, 32), latent_size=16 if second else 8), root / name)

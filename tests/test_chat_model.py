@@ -4,7 +4,6 @@ import pytest
 from tiny_chat import write_chat_model
 
 from dalle3lib import UserError, chat_model, completions, upsample
-from dalle3lib.completion_cache import Answer
 
 OPTIONS = {"max_tokens": 12, "temperature": 0.8}
 
@@ -63,28 +62,11 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no weights in safetensors"):
         chat_model.name(tmp_path)
     (tmp_path / "x.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         chat_model.load(tmp_path)
     mute = write_chat_model(tmp_path / "mute", template=None)
     with pytest.raises(UserError, match="no chat template"):
         chat_model.load(mute)
-
-
-def test_what_worked_turns_change(tmp_path):
-    said = iter(["a cat a cat a cat a cat", "Two mice bake a RED loaf on a sofa"])
-    asked = []
-
-    def send(request):
-        asked.append(request["messages"])
-        return Answer(next(said), "stop", 1, 1)
-
-    client = completions.Client("m", send, tmp_path / "c.jsonl")
-    table = chat_model.worked_turns(["a white cat on a sofa"], client)
-    assert table.worked.tolist() == [False, True] and [len(m) for m in asked] == [2, 8]
-    assert table.kept.tolist() == [0, 0.5]  # of white and sofa
-    assert table.borrowed.tolist() == [False, True]
-    assert table.repeated.tolist() == [pytest.approx(4 / 6), 0]
-    assert table.problem.tolist() == ["too short", "too short"]
 
 
 def test_the_carried_model_is_found_only_with_its_reader(tmp_path, monkeypatch):

@@ -170,9 +170,15 @@ def test_one_text_for_each_image(scorer):
         clip_score.clip_scores(*scorer, IMAGES[:3], TEXTS[:2])
 
 
-def test_images_of_another_size_are_refused(scorer):
-    with pytest.raises(UserError, match="64 x 64"):
-        clip_score.image_features(scorer[0], np.zeros((1, 32, 32, 3), np.uint8))
+def test_images_of_another_size_are_scaled(scorer):
+    large = IMAGES.repeat(2, 1).repeat(2, 2)
+    wide = np.pad(large, ((0, 0), (0, 0), (16, 16), (0, 0)))  # whose centre square is the image
+    scaled = clip_score.resized(scorer[0], large)
+    assert scaled.shape == IMAGES.shape and np.abs(scaled.astype(int) - IMAGES).mean() < 8
+    expected = clip_score.image_features(scorer[0], scaled)
+    assert torch.equal(clip_score.image_features(scorer[0], large), expected)
+    cropped = clip_score.image_features(scorer[0], wide)
+    assert torch.allclose(cropped, expected, atol=0.02)  # the filter sees what was cropped off
 
 
 # ---- the loss ------------------------------------------------------------------------------------

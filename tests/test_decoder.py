@@ -355,8 +355,15 @@ def test_pictures_are_loaded_whole_or_cropped(tmp_path):
     assert decoder.load_image(tmp_path / "a.png", (64, 32)).shape == (1, 3, 32, 64)
     square = decoder.load_image(tmp_path / "a.png", (40, 40), center_crop=True)
     assert square.shape == (1, 3, 40, 40) and square.abs().max() <= 1
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    Image.fromarray(render(SCENE)).resize((100, 50)).save(tmp_path / "c.jpg", exif=turned)
+    upright = decoder.load_image(tmp_path / "c.jpg", (50, 100))
+    flat = np.asarray(Image.fromarray(render(SCENE)).resize((100, 50)))
+    seen = decoder.to_uint8(upright)[0].astype(float)
+    assert np.abs(seen - np.rot90(flat, -1)).mean() < 10
     (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="cannot be read as a picture"):
+    with pytest.raises(UserError, match="b.png cannot be read"):
         decoder.load_image(tmp_path / "b.png", (64, 64))
     with pytest.raises(UserError, match="give equal sides"):
         decoder.load_image(tmp_path / "a.png", (64, 32), center_crop=True)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from dalle3lib import UserError
 from dalle3lib.evals import instruments, letter_probe
-from dalle3lib.evals.instruments import QUESTIONS, errors, holds, kappa, kappa_interval
+from dalle3lib.evals.instruments import QUESTIONS, errors, holds
+from dalle3lib.evals.kappa import kappa, kappa_interval
 from dalle3lib.randomness import rng
 from dalle3lib.world import Scene, Thing, questions, render, scene
 from dalle3lib.world.canvas import SQUARE
@@ -112,6 +113,8 @@ def test_statements_are_the_same_every_time_and_others_with_another_seed():
 
 class Identity:
     """An autoencoder that loses nothing."""
+
+    device = "cpu"
 
     def encode(self, x):
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=x))

@@ -256,7 +256,7 @@ def test_models_that_cannot_judge_say_why(folder, tmp_path):
     with pytest.raises(UserError, match="no chat template"):
         vision_model.load(write_vision_model(tmp_path / "mute", template=None))
     (folder.parent / "none").mkdir()
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         vision_model.load(folder.parent / "none")
     with pytest.raises(UserError, match="revision"):
         vision_model.client("someone/model")

@@ -256,6 +256,8 @@ def test_agreement_by_hand():
 class Identity:
     """An autoencoder that loses nothing."""
 
+    device = "cpu"
+
     def encode(self, x):
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=x))
 

@@ -71,7 +71,7 @@ def test_an_arm_that_has_drawn_is_not_asked_again(tmp_path, monkeypatch):
         return np.full((len(states), 64, 64, 3), len(calls), np.uint8)
 
     monkeypatch.setattr(limitations, "sample", sample)
-    monkeypatch.setattr(limitations.upsample_scores, "network", lambda cfg, name: (None, 2.5))
+    monkeypatch.setattr(limitations.trained_arms, "network", lambda cfg, name: (None, 2.5))
     on = SimpleNamespace(states={"a": [0], "b": [0, 0]}, autoencoder=None, dtype=torch.float32)
     cfg = SimpleNamespace(seed=0, sampling_steps=3)
     first = limitations.draw(cfg, "dsc-95-0", on, tmp_path)

@@ -309,6 +309,15 @@ def test_benchmarks_that_are_here_have_prompts_phrases_and_seeds(folder, tmp_pat
     assert "no noun phrases for 1 prompts of T2I-CompBench's colour" in lacking["colour"]
 
 
+def test_where_no_arm_was_trained_the_shipped_ones_draw(foundations, tmp_path):
+    cfg = Parameters(
+        "10a_photographs", "smoke", {"data": "world", "sampling_steps": 1}, root=tmp_path
+    )
+    prompts = pd.DataFrame({"prompt": ["a moon.", "a star.", "a moon."], "seed": [0, 0, 1]})
+    pictures = photo_evaluation.draw(cfg, "dsc-95-0", prompts)
+    assert pictures.shape == (3, 64, 64, 3) and not np.array_equal(pictures[0], pictures[2])
+
+
 def test_scores_of_pictures_and_their_reasons(folder, tmp_path, monkeypatch):
     """A public BLIP sees 480 pixels; a judge's verdicts and both protocols stand in the rows."""
     cfg = evaluation(folder, clip="world", vqa=str(write_blip(tmp_path / "blip")), device="cpu")

@@ -8,10 +8,12 @@ import torch
 from ipywidgets import Widget
 from PIL import Image
 
-from dalle3lib import UserError, playground, unet
-from dalle3lib.playground import Models, Result, describe, generate, hint, panel, path
+from dalle3lib import UserError, chat_model, playground, playground_panel, unet
+from dalle3lib.playground import Models, Result, describe, generate, path
+from dalle3lib.playground_panel import panel
 from dalle3lib.world import Scene, Thing, render, scene, wording
 from dalle3lib.world.scene import BACKGROUNDS, COLOURS, HELD_OUT_PAIRS, SHAPES, SIZES, TEXTURES
+from dalle3lib.world.wording import hint
 
 torch.set_num_threads(1)
 PROMPT = 'a red striped circle above a small star in blue, on snow. it says "cat".'
@@ -119,9 +121,9 @@ def test_a_longer_text_is_drawn_and_the_prompt_is_judged(models):
 
 
 def test_upsamplers_are_offered_where_they_are(models, monkeypatch, tmp_path):
-    monkeypatch.setattr(playground.chat_model, "smollm2", lambda: None)
+    monkeypatch.setattr(chat_model, "smollm2", lambda: None)
     assert list(Models().upsamplers) == ["T5"]
-    monkeypatch.setattr(playground.chat_model, "smollm2", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(chat_model, "smollm2", lambda: tmp_path / "model.gguf")
     assert Models().upsamplers["SmolLM2"]["model"] == tmp_path / "model.gguf"
     monkeypatch.setenv("DALLE3_FOUNDATION", str(tmp_path))
     assert list(Models().upsamplers) == ["SmolLM2"]
@@ -245,7 +247,7 @@ def test_a_gallery_shows_each_picture_unsmoothed_with_its_report():
 
 def test_a_png_repeats_each_pixel():
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
-    shown = np.asarray(Image.open(io.BytesIO(playground.png(image, 3))))
+    shown = np.asarray(Image.open(io.BytesIO(playground_panel.png(image, 3))))
     assert np.array_equal(shown, image.repeat(3, 0).repeat(3, 1))
 
 
@@ -304,7 +306,9 @@ def test_the_panel_uses_the_guidance_asked_for(models):
 
 
 def test_the_panel_draws_a_longer_text_when_asked(models, monkeypatch):
-    monkeypatch.setattr(playground, "upsampled", lambda _, p, name, seed: f"{name} {seed}, on snow")
+    monkeypatch.setattr(
+        playground_panel, "upsampled", lambda _, p, name, seed: f"{name} {seed}, on snow"
+    )
     hand = Hand(panel(models))
     options = {"prompt": "a red star.", "arm": ("dsc-95",), "DDIM": 1, "seed": 4}
     assert "Drawn: T5 4, on snow" in hand.draw(**options, **{"made longer": "T5"})

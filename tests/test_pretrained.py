@@ -90,6 +90,15 @@ def test_models_in_the_real_formats_load_from_the_cache(hub):
     assert len(clip_score.clip_scores(scorer, words, resized, ["a dog", "grass"])) == 2
 
 
+@pytest.mark.parametrize("load", [vae.load, text.load, clip_score.load])
+def test_a_directory_without_a_model_is_said_in_a_sentence(tmp_path, load):
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be loaded .*: restore it or name"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(tmp_path)
+
+
 def test_the_real_tokenizer_format(tmp_path):
     pytest.importorskip("sentencepiece", reason="its tokenizers need the library sentencepiece")
     write_t5(tmp_path, 32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_arm import parameters
 
-from dalle3lib import UserError, arm, prompt_kinds, upsampler
+from dalle3lib import UserError, arm, prompt_kinds, trained_arms, upsampler
 from dalle3lib.images import Record
 from dalle3lib.prompt_kinds import prompts
 from dalle3lib.world import World
@@ -84,9 +84,9 @@ def test_chapter_04_reads_the_kinds_of_figure_4_alone(tmp_path, monkeypatch):
     for kind in prompt_kinds.FIGURE_4:
         np.save(tmp_path / f"pictures-{kind}.npy", np.zeros((1, 2, 2, 3), np.uint8))
     made = {"run": "x", "parameters": {"steps": 1}}
-    monkeypatch.setattr(arm.runs, "load", lambda _: made)
+    monkeypatch.setattr(trained_arms.runs, "load", lambda _: made)
     results = {"guidance": 1.0, "training_seconds": {"processor": 60}}
-    monkeypatch.setattr(arm.runs, "results", lambda _: results)
-    outcome = arm.outcome(parameters(), "dsc-95-0", tmp_path)
+    monkeypatch.setattr(trained_arms.runs, "results", lambda _: results)
+    outcome = trained_arms.outcome(parameters(), "dsc-95-0", tmp_path)
     assert outcome.scores.kind.tolist() == ["original", "descriptive"]
     assert list(outcome.pictures) == ["original", "descriptive"]

@@ -146,6 +146,12 @@ def test_interval_of_two_values_reaches_from_one_to_the_other():
     assert stats.mean_interval([0, 1], rng()) == (0, 1)
 
 
+def test_a_paired_effect_is_the_mean_difference_with_its_interval():
+    a, b = [3.0, 5.0, 10.0], [1.0, 1.0, 1.0]
+    found = stats.paired_effect(a, b, rng(7))
+    assert found == {"effect": 5.0, "interval": stats.paired_bootstrap(a, b, rng(7))}
+
+
 def test_paired_interval_is_that_of_the_differences():
     easy = rng(1).normal(0, 50, 200)  # what both arms share must cancel
     low, high = stats.paired_bootstrap(easy + 2 + rng(2).normal(0, 1, 200), easy, rng())

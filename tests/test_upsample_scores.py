@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dalle3lib import UserError, arm, diffusion, latents, paths, text, unet, vae
+from dalle3lib import arm, diffusion, trained_arms, unet
 from dalle3lib import upsample_scores as judged
 from dalle3lib.caption_facts import parse
 from dalle3lib.config import Parameters
@@ -60,18 +60,6 @@ def test_the_upsampler_is_asked_until_it_names_as_many_objects():
     assert len(calls) == judged.TRIES
 
 
-def test_arms_are_the_shipped_ones_or_those_of_runs(foundations, runs_root):
-    cfg = parameters(runs_root / "smoke")
-    assert judged.live_run(cfg, "dsc-95-0") is None
-    model, guidance = judged.network(cfg, "dsc-95-0")
-    assert guidance == 2.0 and not model.training
-    for name in ("dsc-95-100", "dsc-91-0"):
-        with pytest.raises(UserError, match="04a_train_arm"):
-            judged.live_run(cfg, name)
-    with pytest.raises(UserError, match="04a_train_arm"):
-        judged.live_run(parameters(runs_root / "smoke", data="photos"), "dsc-95-0")
-
-
 # ---- pictures ------------------------------------------------------------------------------------
 
 
@@ -120,7 +108,7 @@ def test_every_kind_starts_from_the_same_noise(foundations):
 
 
 def test_backends_are_compared_on_the_scenes_that_all_have_texts_for(foundations):
-    arms = {name: judged.network(parameters(), f"{name}-0") for name in ("dsc-95", "ssc-95")}
+    arms = {name: trained_arms.network(parameters(), f"{name}-0") for name in ("dsc-95", "ssc-95")}
     same = [r.short for r in RECORDS[:3]]
     texts = {"parrot": same, "two words": ["red", "blue"], "long": [RECORDS[0].descriptive] * 5}
     found = judged.backends(arms, RECORDS, texts, parameters(sampling_steps=1))
@@ -195,12 +183,3 @@ def test_what_a_caption_is_worth_by_hand(monkeypatch):
     worth = judged.worth(model, clean, states, seed=7, draws=2)
     assert worth["one"] == pytest.approx([10, 10, 10], abs=1e-3)
     assert worth["many"] == pytest.approx([10, 20, 40], abs=1e-3)
-
-
-def test_latents_are_those_that_arms_train_on(foundations):
-    autoencoder = vae.load(paths.foundation("vae"))
-    encoder = text.load(paths.foundation("t5"))
-    records = RECORDS[:2]
-    captions = {"ssc": ["a"] * 2, "dsc": ["b"] * 2}
-    cached = latents.encode_records(records, autoencoder, *encoder, captions)["latents"]
-    assert torch.equal(judged.latents_of(records, autoencoder).half(), cached)

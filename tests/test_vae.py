@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 
 from dalle3lib import paths, vae
 from dalle3lib.images import to_tensor
+from dalle3lib.randomness import batch_indices
 from dalle3lib.world import World
 
 torch.set_num_threads(1)
@@ -125,10 +126,14 @@ def test_loss_reaches_every_weight():
 def test_step_loss_is_a_function_of_the_step():
     images = np.stack([record.image for record in World("dev", 12)])
     model = random_model()
-    at = vae.step_loss(model, images, seed=0, batch=5)
+
+    def batch_at(step: int) -> np.ndarray:
+        return images[batch_indices(0, step, 5, len(images))]
+
+    at = vae.step_loss(model, batch_at, seed=0)
     values = [at(step)["loss"].item() for step in (3, 4, 3)]
     assert values[0] == values[2] != values[1]
-    other = vae.step_loss(model, images, seed=1, batch=5)
+    other = vae.step_loss(model, batch_at, seed=1)
     assert other(3)["loss"].item() != values[0]
     assert set(at(0)) == {"loss", "mse", "kl"} and at(0)["loss"].requires_grad
 

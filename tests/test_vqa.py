@@ -7,6 +7,7 @@ from transformers import AutoProcessor, BlipForQuestionAnswering, BlipProcessor
 
 from dalle3lib import UserError, text
 from dalle3lib.evals import vqa
+from dalle3lib.evals import vqa_training as training
 from dalle3lib.images import to_tensor
 from dalle3lib.randomness import rng
 from dalle3lib.world import descriptive_caption, questions, render, scene
@@ -20,7 +21,7 @@ def world_scene(index: int):
 
 SPECS = [world_scene(i) for i in range(4)]
 IMAGES = np.stack([render(spec) for spec in SPECS])
-TOKENIZER = vqa.train_tokenizer(world_scene, 60)
+TOKENIZER = training.train_tokenizer(world_scene, 60)
 ASKED = [
     "what colour is the star?",
     "is there a word?",
@@ -35,12 +36,12 @@ OF = [2, 0, 2, 1]
 def directory(tmp_path_factory):
     """A random judge as transformers writes it; larger weights make its answers differ."""
     path = tmp_path_factory.mktemp("judge")
-    model = vqa.build(TOKENIZER, seed=3)
+    model = training.build(TOKENIZER, seed=3)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embeddings" not in name:
                 weight.mul_(6)
-    vqa.save(model, vqa.make_processor(TOKENIZER), path)
+    training.save(model, training.make_processor(TOKENIZER), path)
     return path
 
 
@@ -55,14 +56,14 @@ def judge(directory):
 def test_weights_depend_on_the_seed_alone():
     def weights(seed, noise):
         torch.manual_seed(noise)
-        return torch.cat([p.flatten() for p in vqa.build(TOKENIZER, seed).parameters()])
+        return torch.cat([p.flatten() for p in training.build(TOKENIZER, seed).parameters()])
 
     assert torch.equal(weights(0, 1), weights(0, 2))
     assert not torch.equal(weights(0, 1), weights(1, 1))
 
 
 def test_the_vision_tower_starts_with_weights_to_learn_from():
-    model = vqa.build(TOKENIZER, seed=0)  # transformers' default is a deviation of 1e-10
+    model = training.build(TOKENIZER, seed=0)  # transformers' default is a deviation of 1e-10
     for name, weight in model.vision_model.named_parameters():
         assert "bias" in name or weight.std() > 0.005 or weight.mean() == 1, name
 
@@ -80,8 +81,8 @@ def test_what_is_loaded_is_what_was_saved(directory, judge):
 
 
 def test_saving_leaves_the_model_as_it_is(tmp_path):
-    model = vqa.build(TOKENIZER, seed=0)
-    vqa.save(model, vqa.make_processor(TOKENIZER), tmp_path)
+    model = training.build(TOKENIZER, seed=0)
+    training.save(model, training.make_processor(TOKENIZER), tmp_path)
     assert model.dtype == torch.float32
     saved = vqa.load(tmp_path)[0].state_dict()
     for name, value in model.state_dict().items():
@@ -125,17 +126,17 @@ def test_the_loss_is_transformers_own(judge):
         labels = processor(text=said, return_tensors="pt").input_ids
         labels[:, 0] = model.config.text_config.bos_token_id
         theirs = model(**inputs, labels=labels).loss
-        ours = vqa.answer_loss(model, processor, seen[k : k + 1], [question], [said])
+        ours = training.answer_loss(model, processor, seen[k : k + 1], [question], [said])
         assert torch.allclose(ours, theirs, atol=1e-5)
         counts.append(labels.shape[1] - 1)
         sums.append(theirs.item() * counts[-1])
     assert len(set(counts)) > 1  # the shorter answers are padded
-    together = vqa.answer_loss(model, processor, seen, ASKED, SAID)
+    together = training.answer_loss(model, processor, seen, ASKED, SAID)
     assert np.isclose(together.item(), sum(sums) / sum(counts), atol=1e-5)
 
 
 def test_the_loss_is_a_function_of_the_step():
-    model, processor = vqa.build(TOKENIZER, seed=0), vqa.make_processor(TOKENIZER)
+    model, processor = training.build(TOKENIZER, seed=0), training.make_processor(TOKENIZER)
     drawn = []
 
     def noted(index):
@@ -143,7 +144,7 @@ def test_the_loss_is_a_function_of_the_step():
         return world_scene(index)
 
     def losses(seed, *steps):
-        at = vqa.step_loss(model, processor, noted, seed=seed, batch=2, pretraining=0)
+        at = training.step_loss(model, processor, noted, seed=seed, batch=2, pretraining=0)
         return [at(step)["loss"].item() for step in steps]
 
     a, b = losses(0, 7, 8)
@@ -154,8 +155,8 @@ def test_the_loss_is_a_function_of_the_step():
 
 def test_it_learns_to_describe_before_it_is_asked():
     """The first steps' loss is the captions', token by token what the decoder gives them."""
-    model, processor = vqa.build(TOKENIZER, seed=0), vqa.make_processor(TOKENIZER)
-    loss = vqa.step_loss(model, processor, world_scene, seed=0, batch=2, pretraining=3)
+    model, processor = training.build(TOKENIZER, seed=0), training.make_processor(TOKENIZER)
+    loss = training.step_loss(model, processor, world_scene, seed=0, batch=2, pretraining=3)
     random, specs = rng(0, "judge/questions", 2), [world_scene(i) for i in (4, 5)]
     captions = [descriptive_caption(spec, random) for spec in specs]
     seen = vqa.look(model, processor, np.stack([render(spec) for spec in specs]))
@@ -173,8 +174,8 @@ def test_it_learns_to_describe_before_it_is_asked():
 
 
 def test_every_weight_learns_and_the_loss_falls():
-    model, processor = vqa.build(TOKENIZER, seed=0), vqa.make_processor(TOKENIZER)
-    loss = vqa.step_loss(model, processor, world_scene, seed=0, batch=1, pretraining=0)
+    model, processor = training.build(TOKENIZER, seed=0), training.make_processor(TOKENIZER)
+    loss = training.step_loss(model, processor, world_scene, seed=0, batch=1, pretraining=0)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     values = []
     for _ in range(10):
@@ -191,7 +192,7 @@ def test_a_scene_is_asked_one_question_of_every_kind():
     for index in range(20):
         random = [np.random.default_rng(index) for _ in range(2)]
         kinds = {q.kind for q in questions(world_scene(index), random[0])}
-        asked = [q.kind for q in vqa.ask(world_scene(index), random[1])]
+        asked = [q.kind for q in training.ask(world_scene(index), random[1])]
         assert len(asked) == len(kinds) and set(asked) == kinds
 
 
@@ -238,7 +239,7 @@ def test_questions_that_nobody_can_ask_are_refused(judge):
     for ask in (vqa.answer, vqa.p_yes):
         with pytest.raises(UserError, match="4 pictures but 1 questions"):
             ask(*judge, IMAGES, ["a star?"])
-    bytes_only = vqa.make_processor(text.train_tokenizer(["a"], 300, start=True))
+    bytes_only = training.make_processor(text.train_tokenizer(["a"], 300, start=True))
     with pytest.raises(UserError, match="alike"):
         vqa.p_yes(judge[0], bytes_only, IMAGES[:1], ["a star?"])
 

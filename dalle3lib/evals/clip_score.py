@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dalle3lib import UserError, captioner, captioner_training, stats
 from dalle3lib.images import centre_square
+from dalle3lib.pretrained import loading
 from dalle3lib.randomness import rng
 
 # The world's scorer: a small CLIP for 64 x 64 images, in open_clip's configuration schema. Its
@@ -63,17 +64,18 @@ def load(name: str | Path, pretrained: str | None = None) -> tuple[torch.nn.Modu
     weights: ``load("ViT-B-32", "openai")``. Raises UserError if it cannot be loaded.
     """
     local = f"local-dir:{name}" if Path(name).is_dir() else str(name)
-    try:
+    with loading(f"the CLIP model {name}"):
         model, _, _ = open_clip.create_model_and_transforms(local, pretrained)
         return model.eval().requires_grad_(False), open_clip.get_tokenizer(local)
-    except Exception as error:  # open_clip, safetensors and the hub raise a dozen kinds
-        raise UserError(f"The CLIP model {name} cannot be loaded ({error}).") from error
 
 
 @torch.no_grad()
 def image_features(model: torch.nn.Module, images: np.ndarray, batch: int = 256) -> Tensor:
-    """Unit-length image features [N, d] of images uint8 [N, H, W, 3]."""
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    """Unit-length image features [N, d] of images uint8 [N, H, W, 3].
+
+    Of images of another size than the model's, the centre squares are scaled (``resized``).
+    """
+    parts = (resized(model, images[i : i + batch]) for i in range(0, len(images), batch))
     return torch.cat(
         [model.encode_image(captioner.pixels(model, p), normalize=True) for p in parts]
     )
@@ -90,9 +92,9 @@ def text_features(
 
 
 def resized(model: torch.nn.Module, images: np.ndarray) -> np.ndarray:
-    """Square images uint8 [N, H, H, 3] in the size that the model reads (bicubic, antialiased)."""
+    """The centre squares of images uint8 [N, H, W, 3], scaled to the size that the model reads."""
     size = model.visual.image_size[0]
-    if images.shape[1] == size:
+    if images.shape[1:3] == (size, size):
         return images
     return np.stack([centre_square(Image.fromarray(image), size) for image in images])
 

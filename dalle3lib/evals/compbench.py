@@ -24,11 +24,8 @@ from transformers.image_utils import PILImageResampling
 
 from dalle3lib import UserError, paths
 from dalle3lib.evals import clip_score, per_image, vqa
-from dalle3lib.world import reader
-from dalle3lib.world.language import article
-from dalle3lib.world.prompts import satisfied
+from dalle3lib.evals.published_files import COMPBENCH
 
-HOME = "https://github.com/Karine-Huang/T2I-CompBench"
 FILES = {  # 300 prompts each, for evaluation
     "colour": "color_val.txt",
     "shape": "shape_val.txt",
@@ -61,7 +58,8 @@ def lines(file: str, folder: str | Path | None = None) -> list[str]:
         where = f"{path / file} is missing"
     raise UserError(
         f"T2I-CompBench's prompts are not here ({where}): give the folder examples/dataset of a "
-        f"clone of {HOME}, or set DALLE3_BENCHMARKS to a folder with a folder t2i-compbench."
+        f"clone of {COMPBENCH.home}, or set DALLE3_BENCHMARKS to a folder with a folder "
+        "t2i-compbench."
     )
 
 
@@ -218,34 +216,3 @@ def three_in_one(
     means = [sum(v.values()) / len(v) for v in values]
     reasons = ["; ".join(f"{name} {x:.2f}" for name, x in v.items()) for v in values]
     return per_image.table(attribute.prompt, attribute.seed, means, reasons)
-
-
-# ---- the world's reader --------------------------------------------------------------------------
-
-
-def reader_scores(
-    images: np.ndarray,
-    prompts: Sequence[str],
-    asks: Sequence[dict],
-    *,
-    seed: int | Sequence[int] = 0,
-) -> pd.DataFrame:
-    """Whether the world's reader finds all that is asked of each picture: 1 or 0, a row each.
-
-    ``asks`` are those of the probes (``world.satisfied``). The reason tells the objects one by one.
-    """
-    per_image.same_number(len(images), asks)
-    facts = reader.read(images)
-    scores = [satisfied(ask, seen) for ask, seen in zip(asks, facts, strict=True)]
-    reasons = [_seen(ask, seen) for ask, seen in zip(asks, facts, strict=True)]
-    return per_image.table(prompts, seed, scores, reasons)
-
-
-def _seen(ask: dict, facts: dict) -> str:
-    """Of each object asked for, whether it is seen."""
-    alone = {"relation": None, "count": None, "word": None, "background": None}
-    said = []
-    for wanted in ask["objects"]:
-        shown = satisfied({"objects": [wanted], **alone}, facts)
-        said.append(f"{article(' '.join(wanted.values()))}: {'seen' if shown else 'not seen'}")
-    return "; ".join(said)

@@ -14,10 +14,10 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from dalle3lib import UserError
+from dalle3lib import pretrained
 from dalle3lib.evals.per_image import same_number
 from dalle3lib.world import reader
-from dalle3lib.world.canvas import WORD_RISE
+from dalle3lib.world.canvas import WORD_RISE, Canvas
 from dalle3lib.world.render import RADIUS
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, pixels
@@ -65,19 +65,30 @@ def world(images: np.ndarray, names: Sequence[Sequence[str]]) -> list[list[Found
     object that has all these attributes is found under that name, in the box that its place, its
     size and the printed word give. The reader tells no jitter: boxes may be a pixel off.
     """
-    same_number(len(images), names)
-    canvas, scale = reader.canvas_of(images) or (None, None)
+    return of_facts(reader.read(images))(images, names)
+
+
+def of_facts(facts: Sequence[dict]) -> Detector:
+    """The detector ``world`` for pictures that were read before: ``reader.read`` gave ``facts``."""
+
+    def detect(images: np.ndarray, names: Sequence[Sequence[str]]) -> list[list[Found]]:
+        same_number(len(images), names)
+        canvas, scale = reader.canvas_of(images)
+        return [_named(*pair, canvas, scale) for pair in zip(facts, names, strict=True)]
+
+    return detect
+
+
+def _named(facts: dict, names: Sequence[str], canvas: Canvas, scale: int) -> list[Found]:
+    """The objects in one picture's facts that have the names, with their boxes."""
+    rise = WORD_RISE if facts["word"] else 0
     found = []
-    for facts, wanted in zip(reader.read(images), names, strict=True):
-        rise = WORD_RISE if facts["word"] else 0
-        here = []
-        for name in dict.fromkeys(wanted):
-            for thing in facts["objects"]:
-                if set(name.split()) <= set(thing.values()):
-                    (x, y), radius = canvas.centre[thing["place"]], RADIUS[thing["size"]]
-                    box = x - radius, y - rise - radius, x + radius, y - rise + radius
-                    here.append(Found(name, tuple(scale * side for side in box), 1.0))
-        found.append(here)
+    for name in dict.fromkeys(names):
+        for thing in facts["objects"]:
+            if set(name.split()) <= set(thing.values()):
+                (x, y), radius = canvas.centre[thing["place"]], RADIUS[thing["size"]]
+                box = x - radius, y - rise - radius, x + radius, y - rise + radius
+                found.append(Found(name, tuple(scale * side for side in box), 1.0))
     return found
 
 
@@ -91,11 +102,9 @@ def load(name: Path | str, **options) -> tuple[torch.nn.Module, object]:
     ``options`` (``revision``, ...) go to both ``from_pretrained`` calls. Raises UserError if there
     is no such model or its files are damaged.
     """
-    try:
+    with pretrained.loading(f"the detector {name}"):
         model = AutoModelForZeroShotObjectDetection.from_pretrained(name, **options)
         processor = AutoProcessor.from_pretrained(name, **options)
-    except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds
-        raise UserError(f"The detector {name} cannot be loaded ({error}).") from error
     return model.float().eval().requires_grad_(False), processor
 
 

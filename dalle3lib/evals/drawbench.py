@@ -23,7 +23,7 @@ CATEGORIES = {
     "Gary Marcus et al.": 10, "Misspellings": 10, "Positional": 20, "Rare Words": 7,
     "Reddit": 38, "Text": 21,
 }  # fmt: skip
-IMAGES = 4  # of each prompt
+IMAGES = 4  # of each prompt and system
 COLUMNS = ["category", "prompt", "seed", "image"]
 
 
@@ -51,8 +51,8 @@ def load(where: str | Path | None = None) -> pd.DataFrame:
     path = Path(where).expanduser() / "drawbench.csv"
     if not path.is_file():
         prompts = released_prompts.lines(Path(where).expanduser(), released_prompts.ORIGINAL)
-        return pd.DataFrame({"category": in_order(), "prompt": prompts})
-    table, right = _table(path), in_order()
+        return pd.DataFrame({"category": categories(), "prompt": prompts})
+    table, right = _table(path), categories()
     named = list(table.get("category", right))
     if wrong := [i for i in range(len(right)) if named[i] != right[i]]:
         first = wrong[0]
@@ -62,7 +62,7 @@ def load(where: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame({"category": right, "prompt": table.prompt})
 
 
-def in_order() -> list[str]:
+def categories() -> list[str]:
     """The category of each of the 200 prompts, by its place in the file."""
     return [name for name, count in CATEGORIES.items() for _ in range(count)]
 
@@ -107,11 +107,6 @@ def layout(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def asks(prompts: Sequence[tuple[str, Probe]]) -> dict[str, dict]:
-    """What each prompt of a world set asks for, by the prompt; ``judged`` takes it."""
-    return {probe.prompt: probe.ask for _, probe in prompts}
-
-
 def judged(
     pictures: pd.DataFrame,
     images: str | Path | Sequence[Picture],
@@ -136,11 +131,6 @@ def judged(
     scores, reasons = zip(*verdicts, strict=True) if verdicts else ((), ())
     table = pictures.assign(score=np.array(scores, np.float64), reason=list(reasons))
     return table[[*COLUMNS, "score", "reason"]]
-
-
-def unparsed(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``judged`` without a verdict."""
-    return table[table.score.isna()]
 
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

@@ -10,7 +10,6 @@ Departures from the paper: after the prompt the task is said once more, and a la
 neither the prompt nor the picture gives orders. The paper's judge reads the prompt last.
 """
 
-import base64
 import hashlib
 import io
 import re
@@ -24,6 +23,7 @@ import yaml
 from PIL import Image
 
 from dalle3lib import UserError, completions
+from dalle3lib.images import read_rgb
 
 TEMPLATE = Path(__file__).with_name("judge_template.yaml")
 OPTIONS = {"max_tokens": 200, "temperature": 0}  # fifty words are some seventy tokens
@@ -69,8 +69,7 @@ def part(picture: Picture) -> dict[str, Any]:
         return completions.image(picture)
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG")
-    encoded = base64.b64encode(data.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+    return completions.image_part("png", data.getvalue())
 
 
 def messages(picture: Picture, prompt: str) -> list[dict[str, Any]]:
@@ -147,10 +146,4 @@ def matched(pictures: Sequence, prompts: Sequence, asks: Sequence | None) -> Non
 
 def pixels(picture: Picture) -> np.ndarray:
     """A picture as uint8 [H, W, 3]. Raises UserError for a file that cannot be read."""
-    if isinstance(picture, np.ndarray):
-        return picture
-    try:
-        with Image.open(picture) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(f"The picture {picture} cannot be read ({error}).") from None
+    return picture if isinstance(picture, np.ndarray) else np.asarray(read_rgb(picture))

@@ -15,11 +15,12 @@ from dalle3lib.world.canvas import LETTER, SQUARE
 from dalle3lib.world.scene import WORDS, Scene
 
 RIDGE = 1e-5  # weight of the squared coefficients
+ROOM = {"centre", "left", "right"}  # the places of objects that leave room for a word
 
 
 def worded(scenes: Sequence[Scene], seed: int = 0) -> list[Scene]:
     """The scenes whose objects leave room for a word, each with a word drawn at random."""
-    roomy = [s for s in scenes if {o.place for o in s.objects} <= {"centre", "left", "right"}]
+    roomy = [s for s in scenes if {o.place for o in s.objects} <= ROOM]
     drawn = rng(seed, "instruments/words").integers(len(WORDS), size=len(roomy))
     return [replace(spec, word=WORDS[i]) for spec, i in zip(roomy, drawn, strict=True)]
 

@@ -15,6 +15,7 @@ from dalle3lib import UserError, stats
 from dalle3lib.evals import clip_score, instruments
 from dalle3lib.evals.judge import Judge
 from dalle3lib.evals.judge_calibration import Case, asked
+from dalle3lib.evals.kappa import kappa, kappa_interval
 from dalle3lib.randomness import rng
 from dalle3lib.world import reader
 from dalle3lib.world.prompts import satisfied
@@ -41,9 +42,7 @@ def measure(
     for condition, images in instruments.degraded(scenes, autoencoder, seed).items():
         facts = reader.read(images)
         scores = {
-            "CLIP score": clip_score.clip_scores(
-                *scorer, clip_score.resized(scorer[0], images), prompts
-            ),
+            "CLIP score": clip_score.clip_scores(*scorer, images, prompts),
             "judge": [verdict.score for verdict in asked(judge, found, images)],
             "reader": [float(satisfied(c.ask, f)) for c, f in zip(found, facts, strict=True)],
         }
@@ -139,8 +138,8 @@ def _agreement(scores, truth, prompts, random: np.random.Generator) -> dict[str,
     said = claimed(scores, truth)
     kappas = (np.nan,) * 3
     if len(truth):
-        ends = instruments.kappa_interval(said, truth, prompts, random)
-        kappas = instruments.kappa(said, truth), *ends
+        ends = kappa_interval(said, truth, prompts, random)
+        kappas = kappa(said, truth), *ends
     return found | dict(zip(("kappa", "kappa low", "kappa high"), kappas, strict=True))
 
 

@@ -16,8 +16,9 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from dalle3lib import UserError, stats
-from dalle3lib.evals import judge_rules, paper_tables
+from dalle3lib.evals import drawbench, judge_rules, paper_tables
 from dalle3lib.evals import published_files as public
+from dalle3lib.evals.drawbench import IMAGES
 from dalle3lib.randomness import rng
 
 PROMPTS = "prompts/drawbench.txt"
@@ -28,22 +29,7 @@ ANSWERS = {  # file of answers by system and by what its images were drawn from
     ("SDXL", "upsampled"): "drawbench_upsampled/sdxl/drawbench_results.json",
 }
 SYSTEMS = ("DALL-E 3", "DALL-E 2", "SDXL")
-IMAGES = 4  # a prompt and system
 PAIRS = (("DALL-E 3", "DALL-E 2"), ("DALL-E 3", "SDXL"), ("DALL-E 2", "SDXL"))
-# DrawBench's categories in the order of its prompts (Saharia et al. 2022, table A.1).
-CATEGORIES = {
-    "Colors": 25,
-    "Conflicting": 10,
-    "Counting": 19,
-    "DALL-E": 20,
-    "Descriptions": 20,
-    "Gary Marcus et al.": 10,
-    "Misspellings": 10,
-    "Positional": 20,
-    "Rare Words": 7,
-    "Reddit": 38,
-    "Text": 21,
-}
 ROW = "DrawBench, original prompts, GPT-V correct"  # of Table 1, as data/paper.csv calls it
 CLEAR = 2  # times as many of a prompt's words in answers to its own pictures as to others
 
@@ -85,14 +71,9 @@ def attach(answers: dict[str, dict], prompts: list[str]) -> pd.DataFrame:
     numbers = np.array([int(found[1]) for found in names])
     table.insert(0, "number", numbers - first_number(numbers, table.answer, prompts))
     table.insert(1, "prompt", [prompts[number] for number in table.number])
-    table.insert(2, "category", np.array(categories(len(prompts)))[table.number])
+    table.insert(2, "category", np.array(drawbench.categories())[table.number])
     table.insert(3, "image", [int(found[2]) for found in names])
     return table.sort_values(["number", "image"], ignore_index=True)
-
-
-def categories(count: int = 200) -> list[str]:
-    """The DrawBench category of each of the first ``count`` prompts, by their order."""
-    return [name for name, size in CATEGORIES.items() for _ in range(size)][:count]
 
 
 def first_number(numbers: np.ndarray, answers: pd.Series, prompts: list[str]) -> int:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dalle3lib import UserError, chat_model, completions, paths
+from dalle3lib import UserError, chat_model, completions, paths, pretrained
 from dalle3lib.completion_cache import Answer
 
 
@@ -47,14 +47,11 @@ def load(model: str | Path, revision: str | None = None, device: str = "cpu") ->
     source |= {} if where.is_dir() else {"revision": revision}
     name = str(where) if where.is_dir() else str(model)
     dtype = torch.float32 if device == "cpu" else "auto"
-    try:
+    with pretrained.loading(f"the vision model {model}"):
         processor = AutoProcessor.from_pretrained(name, **source)
         network = AutoModelForImageTextToText.from_pretrained(
             name, use_safetensors=True, dtype=dtype, **source
         )
-    except (OSError, ValueError, ImportError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"The vision model {model} cannot be read ({said}).") from None
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{model} has no chat template for pictures and texts.")
     return network.eval().requires_grad_(False).to(device), processor
