@@ -47,7 +47,7 @@ def agreement(
         for measure in measures:
             seeds = np.nanmean(arrays[arm, kind, measure][:, : len(group)], axis=1)
             low, high = prediction_interval(seeds)
-            own = group[measure].astype("float32").mean()
+            own = float(group[measure].astype("float32").mean())
             rows.append((kind, measure, own, seeds.mean(), low, high, low <= own <= high))
     columns = ["kind", "measure", "run", "mean", "low", "high", "agrees"]
     return pd.DataFrame(rows, columns=columns)
