@@ -124,12 +124,8 @@ def _root(options: argparse.Namespace) -> Path:
 def run_command(options: argparse.Namespace) -> None:
     """Run a notebook with papermill; unknown parameters and wrong types are errors."""
     declared = config.notebook_parameters(config.notebook_path(options.notebook))
-    given = {}
-    for name, text in options.p:
-        if name not in declared:
-            nearest = config.nearest(name, declared)
-            raise UserError(f"{options.notebook} has no parameter {name!r}{nearest}")
-        given[name] = config.parse(name, declared[name].type, text)
+    config.reject_unknown(options.notebook, [name for name, _ in options.p], declared)
+    given = {name: config.parse(name, declared[name].type, text) for name, text in options.p}
     from dalle3lib import execution
 
     execution.run_notebook(options.notebook, given, options.o)
@@ -217,9 +213,9 @@ def times_command(options: argparse.Namespace) -> None:
 
 def claims_command(options: argparse.Namespace) -> None:
     """Print the ledger of the paper's claims and what was found here."""
-    from dalle3lib import claims
+    from dalle3lib import ledger
 
-    claims.main(_root(options), as_json=options.json)
+    ledger.show(_root(options), as_json=options.json)
 
 
 def freeze_command(options: argparse.Namespace) -> None:

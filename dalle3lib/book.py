@@ -18,17 +18,18 @@ from dalle3lib import (
     UserError,
     book_checks,
     checklist,
-    claims,
     explorer_page,
     launch,
+    ledger,
     ledger_page,
     model_cards,
     pages,
+    status_page,
     which_chapters,
 )
 from dalle3lib.chapters import CHAPTER, Chapter, find_chapters, tidy
 from dalle3lib.files import guard
-from dalle3lib.paths import ROOT
+from dalle3lib.paths import ROOT, python_path
 
 SOURCE = ROOT / "book"
 FIRST_RESULT = "99"  # the ledger opens the last part of the book
@@ -77,9 +78,9 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
     _write(source / "parameters.md", pages.parameters())
     _write(source / "models.md", model_cards.page())
     left_out = {k: why for k, why in which_chapters.left_out(data).items() if k not in published}
-    _write(source / "status.md", pages.status(states, failures, published, left_out))
+    _write(source / "status.md", status_page.page(states, failures, published, left_out))
     explorer_page.stage(root, source)
-    rows = claims.ledger(root)
+    rows = ledger.rows(root)
     _write(source / "tables" / "ledger.csv", ledger_page.as_csv(rows))
     for name, text in {
         "headlines": ledger_page.summary(rows, published),
@@ -91,7 +92,8 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
         "recipes": checklist.recipes(),
         "studies": checklist.studies(),
         "presets": pages.presets(),
-        "build": pages.provenance(preset, data, states),
+        "build": pages.provenance(preset, data, states)
+        + (f"\n{checklist.progress()}" if data == "world" else ""),
     }.items():
         _write(source / "_generated" / f"{name}.md", text)
     _write(source / "_toc.yml", yaml.safe_dump(contents(published), sort_keys=False))
@@ -164,10 +166,9 @@ def render(out: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     options = ["-n", "-W", "--keep-going", "--path-output", str(work)]
-    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*command, str(out / "source"), *options],
-        env=os.environ | {"PYTHONPATH": python_path, "NO_COLOR": "1"},
+        env=os.environ | {"PYTHONPATH": python_path(), "NO_COLOR": "1"},
         capture_output=True,
         text=True,
     )

@@ -6,7 +6,7 @@ Each number is read from a manifest, a result file or the weights themselves whe
 from dalle3lib import files, foundation, paths, study_results
 from dalle3lib.model_cards import parameters
 from dalle3lib.pages import duration, plain, table
-from dalle3lib.study_stages import STAGES
+from dalle3lib.study_stages import STAGES, jobs
 
 
 def foundations() -> str:
@@ -37,6 +37,17 @@ def recipes() -> str:
         for model, recipe in foundation.RECIPES.items()
     ]
     return table(["Model", *names], rows, "numbers wide")
+
+
+def progress() -> str:
+    """How many runs of the study's main stage are committed, as a paragraph."""
+    done, planned = len(study_results.names("main")), len(jobs("main"))
+    if done == planned:
+        return f"The study behind its verdicts is whole: {planned} runs.\n"
+    return (
+        f"Of the study behind its verdicts {done} of {planned} runs are committed so far: claims "
+        "that wait for the others are marked *pilot* or *no verdict*.\n"
+    )
 
 
 def studies() -> str:

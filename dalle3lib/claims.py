@@ -1,12 +1,11 @@
-"""The claims ledger: what is claimed, what the runs measured, and the verdict that follows.
+"""The claims: what is claimed, and the verdict that follows from what was measured.
 
 ``data/claims.yaml`` says what would count as evidence before there is any; a chapter's run says
-what was measured; ``verdict`` is a function of the two, so nobody words a result by hand.
+what was measured (``ledger``); ``verdict`` is a function of the two, so nobody words a result by
+hand.
 """
 
 import dataclasses
-import html
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from dalle3lib import UserError, paths, runs, stats
+from dalle3lib import UserError, paths
 from dalle3lib.config import nearest
 from dalle3lib.files import digest
 
@@ -188,170 +186,3 @@ def verdict(
 def word(text: str) -> str:
     """A verdict without its bracket: ``no verdict (1 seed)`` is ``no verdict``."""
     return text.partition(" (")[0]
-
-
-# --- the ledger ----------------------------------------------------------------------------------
-
-
-def ledger(root: Path | None) -> list[dict[str, Any]]:
-    """One row per claim: what is claimed, what the finished runs under ``root`` say, the verdict.
-
-    Keys: id, source, section, claim, paper, ours (a number or None), interval ([low, high] or
-    None), seeds, verdict, chapter, run (notebook/run id, or None), unit. With no root, or without
-    evidence, a claim is ``not tested (needs …)``. Raises UserError for a damaged run or one that
-    reports an unknown claim.
-    """
-    return judged(evidence(root, {claim.id: claim for claim in load()}) if root else {})
-
-
-def judged(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per claim, as of ``ledger``, from what was measured, by claim id (see ``evidence``).
-
-    Of an entry without a run the row has no run.
-    """
-    claims = load()
-    adjusted = _adjusted(claims, found)
-    return [_row(claim, found.get(claim.id), adjusted.get(claim.id)) for claim in claims]
-
-
-def evidence(root: Path, claims: dict[str, Claim]) -> dict[str, dict[str, Any]]:
-    """What finished runs under ``root`` measured, by claim id, checked against the claims.
-
-    Each is an entry of ``claims`` in a ``results.json`` (effect, interval, seeds, unit; where
-    there are seeds enough also p, equivalence_p, pilot) plus ``run``. Only a chapter's run with
-    the preset's own parameters counts, the one called ``main``: others are explorations. Of runs
-    on other data than the world, for which the claims are written, only what asks for no seeds
-    counts, as it was counted in what others released.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for manifest in sorted(Path(root).glob("*/main/manifest.json")):
-        chapter, run = manifest.parent.parent.name, manifest.parent
-        elsewhere = runs.load(run)["parameters"].get("data", "world") != "world"
-        for name, entry in runs.results(run).get("claims", {}).items():
-            if name not in claims:
-                raise UserError(
-                    f"{run} reports on an unknown claim {name!r}{nearest(name, claims)}"
-                )
-            problem = _problem(claims[name], entry, chapter)
-            if problem:
-                raise UserError(f"{run}, claim {name!r}: {problem}; correct its notebook.")
-            if elsewhere and claims[name].min_seeds:
-                continue
-            found[name] = {**entry, "run": f"{chapter}/main"}
-    return found
-
-
-def _problem(claim: Claim, entry: dict[str, Any], chapter: str) -> str | None:
-    """What is wrong with a run's entry for a claim, or None."""
-    if claim.chapter != chapter:
-        return f"it belongs to chapter {claim.chapter}"
-    try:
-        (low, high), seeds, unit = entry["interval"], entry["seeds"], entry["unit"]
-        chances = [entry.get(name) for name in ("p", "equivalence_p")]
-        sound = np.isfinite([entry["effect"], low, high]).all() and low <= high
-        sound = sound and type(seeds) is int and seeds >= 0
-        sound = sound and all(p is None or 0 <= p <= 1 for p in chances)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        sound = False
-    if not sound:
-        return "it must give a finite effect, an interval [low, high], seeds and a unit"
-    return None if unit == claim.unit else f"its unit is {claim.unit!r}, not {unit!r}"
-
-
-def _adjusted(claims: list[Claim], found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Holm-adjusted p values by claim id, for the claims that have one.
-
-    A claim of the family without a p value counts as p = 1: a family tested by half must not be
-    easier to pass than a whole one. Claims of equality are tested by ``equivalence_p`` instead.
-    """
-    adjusted = {}
-    for family in {claim.family for claim in claims}:
-        ids = [claim.id for claim in claims if claim.family == family]
-        raw = [found.get(name, {}).get("p") for name in ids]
-        values = stats.holm([1 if p is None else p for p in raw])
-        pairs = zip(ids, raw, values, strict=True)
-        adjusted |= {name: float(value) for name, p, value in pairs if p is not None}
-    return adjusted
-
-
-def _row(claim: Claim, entry: dict[str, Any] | None, p_adjusted: float | None) -> dict[str, Any]:
-    """One row of the ledger."""
-    row = {name: getattr(claim, name) for name in ("id", "source", "section", "claim", "paper")}
-    entry = entry or {}
-    said = f"not tested (needs {claim.needs})"
-    if entry:
-        effect, interval, seeds = entry["effect"], entry["interval"], entry["seeds"]
-        pilot, same = entry.get("pilot", False), entry.get("equivalence_p")
-        said = verdict(claim, effect, interval, p_adjusted, seeds, pilot, same)
-    row |= {"ours": entry.get("effect"), "interval": entry.get("interval")}
-    row |= {"seeds": entry.get("seeds"), "verdict": said, "chapter": claim.chapter}
-    return row | {"run": entry.get("run"), "unit": claim.unit}
-
-
-def tally(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How many rows have each verdict that some row has, in the order of ``VERDICTS``."""
-    counts = Counter(word(row["verdict"]) for row in rows)
-    return {name: counts[name] for name in VERDICTS if counts[name]}
-
-
-# --- for readers ---------------------------------------------------------------------------------
-
-
-def cells(row: dict[str, Any]) -> dict[str, str]:
-    """A row as short plain texts by column title; a dash where there is nothing."""
-    interval = row["interval"]
-    return {
-        "claim": row["id"],
-        "in words": row["claim"],
-        "section": row["section"],
-        "paper": row["paper"] if row["source"] == "paper" else "(extension)",
-        "ours": "–" if row["ours"] is None else f"{row['ours']:+.3g} {row['unit']}",
-        "95 % interval": f"[{interval[0]:+.3g}, {interval[1]:+.3g}]" if interval else "–",
-        "seeds": str(row["seeds"] or "–"),  # none where nothing was trained
-        "verdict": row["verdict"],
-        "chapter": row["chapter"],
-        "run": row["run"] or "–",
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The ledger as plain text for a terminal, by chapter, then the count of each verdict."""
-    columns = ("claim", "paper", "ours", "95 % interval", "seeds", "verdict")
-    texts = [cells(row) for row in rows]
-    width = {name: max(map(len, [name, *(text[name] for text in texts)])) for name in columns}
-    lines = ["  ".join(name.ljust(width[name]) for name in columns).rstrip()]
-    for chapter in sorted({row["chapter"] for row in rows}):
-        lines += ["", chapter]
-        for text in texts:
-            if text["chapter"] == chapter:
-                lines.append("  ".join(text[name].ljust(width[name]) for name in columns).rstrip())
-    counts = ", ".join(f"{count} {name}" for name, count in tally(rows).items())
-    return "\n".join([*lines, "", f"{len(rows)} claims: {counts}."])
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The ledger as a Markdown table for the book; all text is escaped, so none acts as markup."""
-    if not rows:
-        return "There are no claims."
-    texts = [cells(row) for row in rows]
-    lines = [[name.capitalize() for name in texts[0]], ["---"] * len(texts[0])]
-    lines += [[_escaped(value) for value in text.values()] for text in texts]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """A text as one Markdown table cell: one line, no HTML, every mark of Markdown a plain sign."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#$|~^:@])", r"\\\1", plain)
-
-
-def main(root: Path, as_json: bool) -> None:
-    """Print the ledger of the runs under ``root``: a table, or the rows as a JSON list."""
-    rows = ledger(root)
-    if as_json:
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-        return
-    print(table(rows))
-    if all(row["run"] is None for row in rows):
-        print(f"No finished run under {root} reports on a claim yet; `make book` makes them.")
-    print("Every verdict is said of this data and these foundations.")

@@ -144,7 +144,10 @@ def _checked(name: str, declared: type, value: Any, source: str = "") -> Any:
 
 def parse(name: str, declared: type, text: str) -> Any:
     """Return a command-line text as a value of the declared type; UserError if it is none."""
-    value = text if declared is str else yaml.safe_load(text)
+    try:
+        value = text if declared is str else yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"Parameter {name!r} cannot be read: {text!r} is not YAML.") from None
     if declared is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
         try:
             return float(value)
@@ -237,7 +240,7 @@ def resolve(notebook: str, scope: dict[str, Any]) -> Parameters:
     papermill injected that the notebook does not have, a wrong type, or a value set nowhere.
     """
     declared = notebook_parameters(notebook_path(notebook))
-    _reject_unknown(notebook, _injected_names(scope.get("In", [])), declared)
+    reject_unknown(notebook, _injected_names(scope.get("In", [])), declared)
     missing = [name for name in declared if name not in scope]
     if missing:
         raise UserError(f"{notebook}: {missing[0]!r} is not set; run the parameters cell first.")
@@ -251,7 +254,7 @@ def from_preset(notebook: str, **explicit: Any) -> Parameters:
     notebook's parameters cell says. Raises UserError as ``resolve`` does.
     """
     declared = notebook_parameters(notebook_path(notebook))
-    _reject_unknown(notebook, explicit, declared)
+    reject_unknown(notebook, explicit, declared)
     given = {name: parameter.default for name, parameter in declared.items()}
     return _resolved(notebook, declared, given | explicit)
 
@@ -281,7 +284,7 @@ def _resolved(notebook: str, declared: dict[str, Parameter], given: dict[str, An
     return Parameters(notebook, preset, values, overrides, root(preset, data))
 
 
-def _reject_unknown(notebook: str, names: Iterable[str], declared: dict[str, Parameter]) -> None:
+def reject_unknown(notebook: str, names: Iterable[str], declared: dict[str, Parameter]) -> None:
     """Raise UserError for the first name that the notebook does not declare."""
     for name in names:
         if name not in declared:

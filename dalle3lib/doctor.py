@@ -201,8 +201,7 @@ def free_memory(
 
 def disk(needed: float = DISK) -> Finding:
     """Whether there is space where runs go, and permission to write there."""
-    where = paths.runs_dir()
-    there = next(folder for folder in (where, *where.parents) if folder.exists())
+    where, there = paths.runs_dir(), _runs_dir()
     said = f"{_free(there) / GB:.1f} GB free for {where}"
     cure = "set DALLE3_RUNS to another directory"
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -210,6 +209,12 @@ def disk(needed: float = DISK) -> Finding:
     if _free(there) < needed:
         return Finding("disk", "lacks", said, f"{needed / GB:.0f} GB are needed; {cure}")
     return Finding("disk", "ok", said)
+
+
+def _runs_dir() -> Path:
+    """Where runs go, or the nearest folder above it that is there."""
+    where = paths.runs_dir()
+    return next(folder for folder in (where, *where.parents) if folder.exists())
 
 
 def _free(folder: Path) -> int:
@@ -307,8 +312,7 @@ def preset(name: str) -> Finding:
     lacking += [f"the folder {os.path.relpath(folder, paths.ROOT)}" for folder in gone if folder]
     if cfg.t5 != "world" and not _tries("sentencepiece"):
         lacking.append("`pip install sentencepiece protobuf`")
-    runs = paths.runs_dir()
-    free = _free(next(folder for folder in (runs, *runs.parents) if folder.is_dir()))
+    free = _free(_runs_dir())
     if free < written:
         lacking.append(f"{(written - free) / GB:,.0f} GB more disk")
     fetched = sum(model.size for model in public)

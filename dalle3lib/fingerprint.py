@@ -6,6 +6,7 @@ module re-runs the notebooks that import it, directly or through others, and no 
 
 import ast
 import functools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,11 +100,17 @@ def inputs_fingerprint(data: str, uses: Sequence[dict] = (), values: dict | None
         seen += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in images]
     named = {v for v in (values or {}).values() if isinstance(v, str) and v != data}
     manifests = [paths.folder(v) / "manifest.json" for v in sorted(named)]
-    seen += [[str(path), sha256(path)] for path in manifests if path.is_file()]
+    # A text may be no path at all: longer than a file's name may be, say.
+    seen += [[str(path), sha256(path)] for path in manifests if os.path.isfile(path)]
     if "evidence" in (values or {}):
-        study = (paths.ROOT / "data" / "study").rglob("*.*")
-        seen += [[path.name, sha256(path)] for path in sorted(study)]
+        seen += study_files()
     return digest([seen, list(uses)])
+
+
+def study_files() -> list[list[str]]:
+    """Name and SHA-256 of every file of the committed study."""
+    study = (paths.ROOT / "data" / "study").rglob("*.*")
+    return [[path.name, sha256(path)] for path in sorted(study)]
 
 
 def identity_names(notebook: str) -> tuple[str, ...]:

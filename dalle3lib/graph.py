@@ -134,8 +134,8 @@ def _snakemake(root: Path, preset: str, data: str, profile: str) -> int:
     if profile == "local":
         command += ["--cores", str(config.jobs(preset))]
     command += ["--config", f"preset={preset}", f"data={json.dumps(data)}"]  # YAML
-    python_path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": python_path} | ONE_THREAD
+    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths.python_path()}
+    environment |= ONE_THREAD
     return subprocess.run(command, cwd=paths.ROOT, env=os.environ | environment).returncode
 
 

@@ -105,15 +105,17 @@ def page(rater: int) -> str:
 def build(store: VoteStore, tokens: Sequence[str], hosts: Sequence[str]) -> "FastAPI":
     """The web application of a study: ``tokens`` of all raters in order, ``hosts`` it answers to.
 
-    Raises UserError where FastAPI is not installed.
+    Raises UserError where FastAPI, or what it is served with, is not installed.
     """
     try:
+        import jinja2  # noqa: F401 - for ``page``
+        import uvicorn  # noqa: F401 - for ``rate.serve``
         from fastapi import Body, Depends, FastAPI, Response
         from fastapi.responses import HTMLResponse
         from fastapi.staticfiles import StaticFiles
     except ImportError:
         raise UserError(
-            'The rating page needs FastAPI and uvicorn: pip install "dalle3lib[label]".'
+            'The rating page needs FastAPI, jinja2 and uvicorn: pip install "dalle3lib[label]".'
         ) from None
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

@@ -132,7 +132,10 @@ def _captions(folder: Path, names: dict[str, str]) -> dict[str, str]:
     said = _metadata(folder)
     lines = folder / "prompts.txt"
     if not said and lines.is_file():
-        given = lines.read_text(encoding="utf-8").splitlines()
+        try:
+            given = lines.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{lines} is not UTF-8 ({error}): save it as that.") from None
         if len(given) != len(names):
             raise UserError(
                 f"{lines} has {len(given)} lines for {len(names)} images: write one line for each "

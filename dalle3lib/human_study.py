@@ -50,14 +50,19 @@ def make(
         raise UserError(f"{folder} holds a study already: choose another folder, or open that one.")
     if len(systems) < 2:
         raise UserError(f"A comparison needs two or more systems, not {len(systems)}.")
-    if trials < 1 or checks < 0 or repeats < 0 or (prompts is not None and prompts < 1):
-        raise UserError("Prompts and trials must be 1 or more, checks and repeats not below 0.")
+    if (
+        min([trials, *(n for n in (prompts, size) if n is not None)]) < 1
+        or min(checks, repeats) < 0
+    ):
+        raise UserError(
+            "Prompts, trials and size must be 1 or more, checks and repeats not below 0."
+        )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     asked, left_out = _prompts(systems, prompts, seed)
-    book = _Pictures(folder / "images", f"{seed}", size)
-    pairs, key = _written(_pairs(systems, asked, seed), "p", asked, book)
+    album = _Pictures(folder / "images", f"{seed}", size)
+    pairs, key = _written(_pairs(systems, asked, seed), "p", asked, album)
     obvious = _checks(systems, asked, references, seed, checks, size)
-    rows, answers = _written(obvious, "c", asked, book)
+    rows, answers = _written(obvious, "c", asked, album)
     trials = min(trials, len(pairs))
     numbers = {"main": trials, "check": min(checks, len(rows)), "repeat": min(repeats, trials // 4)}
     plan = {"version": human.VERSION, "seed": seed, "per_rater": numbers, "left_out": left_out}
@@ -87,13 +92,13 @@ class _Pictures:
 
 
 def _written(
-    comparisons: Iterator[tuple], letter: str, asked: dict, book: _Pictures
+    comparisons: Iterator[tuple], letter: str, asked: dict, album: _Pictures
 ) -> tuple[list[dict], dict[str, list[str]]]:
     """Comparisons (question, prompt, two pictures, what they are) as rows and key of a plan."""
     rows, key = [], {}
     for question, name, two, kinds in comparisons:
         row = {"id": f"{letter}{len(rows):05d}", "question": question, "prompt": name}
-        rows.append(row | {"caption": asked[question][name], "images": book.pair(two)})
+        rows.append(row | {"caption": asked[question][name], "images": album.pair(two)})
         key[row["id"]] = list(kinds)
     return rows, key
 

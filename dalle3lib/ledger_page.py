@@ -1,6 +1,6 @@
 """The ledger as the book shows it: in short, claim by claim, and what no run has tested.
 
-Each function takes the rows of ``claims.ledger`` and returns MyST Markdown; nothing is computed
+Each function takes the rows of ``ledger.rows`` and returns MyST Markdown; nothing is computed
 here. The table's filter is a script of the page (``book/_static/ledger.js``); without it the whole
 table shows.
 """
@@ -9,7 +9,7 @@ import csv
 import io
 from typing import Any
 
-from dalle3lib import claims
+from dalle3lib import claims, ledger
 from dalle3lib.pages import page_link, plain, table
 
 Row = dict[str, Any]
@@ -30,7 +30,7 @@ HEADER = ["Claim", "Paper", "Here", "95 % interval", "Seeds", "Verdict", "Chapte
 
 def counts(rows: list[Row]) -> str:
     """The sentence that counts the claims by verdict."""
-    by_verdict = ", ".join(f"{n} {mark(name)}" for name, n in claims.tally(rows).items())
+    by_verdict = ", ".join(f"{n} {mark(name)}" for name, n in ledger.tally(rows).items())
     paper = sum(row["source"] == "paper" for row in rows)
     return (
         f"{len(rows)} claims, {paper} of the paper and {len(rows) - paper} that this book adds: "
@@ -44,15 +44,20 @@ def summary(rows: list[Row], published: set[str]) -> str:
     ``published`` holds the stems of the chapters that have a page in this book.
     """
     text = counts(rows)
-    if "no verdict" in claims.tally(rows):
+    found = ledger.tally(rows)
+    if "no verdict" in found:
         text += (
             "*No verdict* means that there are fewer training seeds than the claim asks for: the "
             "number is shown, and nothing is concluded from it.\n\n"
         )
+    if "pilot" in found:
+        text += (
+            "*Pilot* means that the seeds only served to plan the study: they decide nothing.\n\n"
+        )
     by_id = {row["id"]: row for row in rows}
     lines = []
     for row in (by_id[name] for name in HEADLINES if name in by_id):
-        texts = {name: plain(value) for name, value in claims.cells(row).items()}
+        texts = {name: plain(value) for name, value in ledger.cells(row).items()}
         here = f"{texts['ours']} {texts['95 % interval']}" if row["run"] else "–"
         link = page_link(row["chapter"], published, row["chapter"].split("_")[0])
         lines.append([texts["in words"], texts["paper"], here, mark(row["verdict"]), link])
@@ -64,7 +69,7 @@ def whole(rows: list[Row], published: set[str]) -> str:
     """Every claim: the paper's value, ours, interval, seeds, verdict, chapter and run."""
     lines = []
     for row in rows:
-        texts = {name: plain(value) for name, value in claims.cells(row).items()}
+        texts = {name: plain(value) for name, value in ledger.cells(row).items()}
         section = "" if row["source"] == "extension" else f" ({plain(row['section'])})"
         lines.append(
             [
@@ -84,9 +89,9 @@ def whole(rows: list[Row], published: set[str]) -> str:
 def as_csv(rows: list[Row]) -> str:
     """The same table for a program: one line a claim, with a header."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, claims.cells(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, ledger.cells(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(claims.cells(row) for row in rows)
+    writer.writerows(ledger.cells(row) for row in rows)
     return file.getvalue()
 
 

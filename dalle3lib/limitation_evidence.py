@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dalle3lib import stats, study_evidence, study_results, upsample_scores
+from dalle3lib import arm, stats, study_evidence, study_results, upsample_scores
 from dalle3lib.caption_facts import Marks, mark
 from dalle3lib.images import Record
 from dalle3lib.limitations import KINDS
@@ -83,15 +83,13 @@ def one_seed(results: Results) -> dict[str, dict]:
     return found
 
 
-def seed_shares(
-    results: Results | None = None, kind: str = "descriptive"
-) -> dict[str, pd.DataFrame]:
-    """What pictures from one kind of prompt show, as ``percent`` over seeds, by arm.
+def seed_shares(results: Results) -> dict[str, pd.DataFrame]:
+    """What pictures from descriptive prompts show, in per cent over seeds: a table by arm's label.
 
-    ``PLACE_ROW`` is the share of the pairs found that stand where asked. Without ``results``, the
-    committed ones.
+    Columns value, low and high. ``PLACE_ROW`` is the share of the pairs found that stand where
+    asked.
     """
-    results, tables = results or study_results.committed(), {}
+    kind, tables = "descriptive", {}
     for name in sorted(results.tables, key=_order):
         _, arrays = study_results.matrices(results, [name])
         means = {m: np.nanmean(arrays[name, kind, m], axis=1) for m in (PAIRS, "count", "word")}
@@ -99,7 +97,8 @@ def seed_shares(
         pair, at = (arrays[name, kind, m][:, two].mean(axis=1) for m in (PAIRS, PLACED))
         rows = {"colour and shape": means[PAIRS], "number of objects": means["count"]}
         rows |= {PLACE_ROW: at / pair, "printed word": means["word"]}
-        tables[name] = pd.DataFrame({row: _over(v) for row, v in rows.items()}).T
+        found = {row: stats.over_seeds(100 * shares) for row, shares in rows.items()}
+        tables[arm.label(f"{name}-0")] = pd.DataFrame(found, index=["value", "low", "high"]).T
     return tables
 
 
@@ -107,14 +106,6 @@ def _order(name: str) -> tuple[int, int]:
     """The place of an arm (kind-ratio) among others: original only, SSC, DSC by ratio."""
     kind, ratio = name.rsplit("-", 1)
     return ("original", "ssc", "dsc").index(kind), int(ratio)
-
-
-def _over(values: np.ndarray) -> dict[str, float]:
-    """Mean in per cent of one value a seed, with its interval over seeds (none for one seed)."""
-    low, high = (np.nan, np.nan)
-    if len(values) > 1:
-        low, high = stats.seed_interval(100 * values)
-    return {"value": 100 * values.mean(), "low": low, "high": high}
 
 
 def summary(

@@ -5,14 +5,11 @@ Everything is read from results that are there already, the committed study's or
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from dalle3lib import paths, stats, study_results
-from dalle3lib.study_evidence import PAIRS
+from dalle3lib.study_evidence import ORIGINAL, PAIRS
 from dalle3lib.study_results import Results
-
-ORIGINAL, KIND = "original-0", "dsc"
 
 
 def shares(results: Results) -> dict[int, str]:
@@ -20,7 +17,7 @@ def shares(results: Results) -> dict[int, str]:
     found = {0: ORIGINAL} if ORIGINAL in results.tables else {}
     for arm in results.tables:
         kind, share = arm.rsplit("-", 1)
-        if kind == KIND:
+        if kind == "dsc":
             found[int(share)] = arm
     return dict(sorted(found.items()))
 
@@ -58,9 +55,7 @@ def over_seeds(values: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (share, kind), group in values.groupby(["share", "kind"], sort=False):
-        found = group.value.to_numpy()
-        low, high = stats.seed_interval(found) if len(found) > 1 else (np.nan, np.nan)
-        rows.append((share, kind, found.mean(), low, high, len(found)))
+        rows.append((share, kind, *stats.over_seeds(group.value), len(group)))
     return pd.DataFrame(rows, columns=["share", "kind", "mean", "low", "high", "seeds"])
 
 

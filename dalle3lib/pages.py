@@ -1,11 +1,10 @@
-"""The pages that the book generates: the status of the runs, the parameters, the API.
+"""What the book's generated pages are made of, and two of them: the parameters, the API.
 
 Each function returns MyST Markdown as one string; ``book`` writes it into the staged source.
 Nothing here computes a result: the texts come from manifests, presets and the package itself.
 """
 
 import pkgutil
-import platform
 import re
 import shlex
 from collections.abc import Sequence
@@ -49,19 +48,13 @@ GROUPS = {
     "evaluation": (
         "Evaluation and claims",
         (
-            *(
-                "evals",
-                "automatic_evaluation",
-                "evaluation_table",
-                "photo_evaluation",
-                "limitations",
-                "limitation_evidence",
-                "upsample_scores",
-            ),
+            *("evals", "automatic_evaluation", "evaluation_table", "photo_evaluation"),
+            *("limitations", "limitation_evidence", "upsample_scores"),
             *("human", "human_study", "human_samples", "vote_store", "vote_file"),
-            *("human_panel", "human_app", "ratings", "elo", "rater_quality", "simulated_raters"),
-            *("stats", "power", "claims"),
-            *("study", "study_results", "study_evidence", "study_planning", "freezing"),
+            *("human_panel", "human_app", "rate", "ratings", "elo", "rater_quality"),
+            *("simulated_raters", "stats", "power", "claims", "ledger", "freezing"),
+            *("study", "study_stages", "study_captions", "study_results", "study_evidence"),
+            *("study_planning", "study_controls", "study_map", "study_causes"),
             *("mixing_ratio", "study_pictures", "agreement"),
         ),
     ),
@@ -70,10 +63,10 @@ GROUPS = {
         (
             *("paths", "config", "runs", "fingerprint", "files", "execution", "graph"),
             *("plots", "caption_plots", "captioner_plots", "drawings"),
-            *("verdict_plots", "evidence_plots", "human_plots"),
+            *("verdict_plots", "recipe_plots", "human_plots", "study_plots"),
             *("figure_data", "playground", "playground_panel", "explorer", "explorer_page"),
-            "ledger_page",
-            *("checklist", "which_chapters", "pages", "chapters", "book", "book_checks"),
+            *("ledger_page", "status_page", "checklist", "which_chapters", "pages", "chapters"),
+            *("book", "book_checks"),
             *("launch", "croissant", "model_cards", "doctor"),
         ),
     ),
@@ -197,84 +190,9 @@ def failure(title: str, problems: list[str]) -> str:
     )
 
 
-def status(
-    states: list[RunState],
-    failures: dict[str, list[str]],
-    published: set[str],
-    left_out: dict[str, str] | None = None,
-) -> str:
-    """Return the status page: what failed or is not finished, the finished runs, the machine.
-
-    ``failures`` maps the stem of a failed notebook to what went wrong; ``published`` holds the
-    stems that have a page in this book; ``left_out`` maps chapters that its data cannot have to the
-    reason.
-    """
-    text = (
-        "# Status of the runs\n\nEvery number in this book comes from one of these runs. A run's "
-        "manifest is written last, so a run without one is not finished.\n"
-    )
-    open_rows = [
-        [page_link(stem, published), "–", "[failed]{.state .failed}", plain(problem)]
-        for stem, problems in failures.items()
-        for problem in problems
-    ] + [
-        [page_link(s.notebook, published), f"`{s.run}`", "[not finished]{.state}", plain(s.problem)]
-        for s in states
-        if not s.manifest
-    ]
-    if open_rows:
-        header = ["Notebook", "Run", "State", "What is wrong"]
-        text += "\n## Failed or not finished\n\n" + table(header, open_rows, "unfinished wide")
-    if left_out:
-        rows = [[f"`{stem}`", plain(reason)] for stem, reason in left_out.items()]
-        text += "\n## Chapters that these images cannot have\n\n"
-        text += table(["Chapter", "Why it is left out"], rows, "wide")
-    done = [state for state in states if state.manifest]
-    if done:
-        header = ["Notebook", "Run", "Wall", "CPU", "Memory", "Commit", "Finished (UTC)"]
-        rows = [_finished_row(state, published) for state in done]
-        text += "\n## Finished\n\n" + table(header, rows, "status wide")
-        text += (
-            "\n*Wall* is elapsed time, *CPU* the time of all cores together, *memory* the largest "
-            "resident size. A commit with `+` had uncommitted changes.\n"
-        )
-        text += _machine([state.manifest for state in done])
-    return text
-
-
 def page_link(stem: str, published: set[str], name: str = "") -> str:
     """Return a notebook's name, linked when this book has a page of it."""
     return f"[{name or stem}](chapters/{stem})" if stem in published else f"`{name or stem}`"
-
-
-def _finished_row(state: RunState, published: set[str]) -> list[str]:
-    """Return the row of a finished run."""
-    made = state.manifest
-    return [
-        page_link(state.notebook, published),
-        f"`{state.run}`",
-        duration(made["wall_seconds"]),
-        duration(made["cpu_seconds"]),
-        f"{made['peak_memory_bytes'] / 2**20:,.0f} MiB",
-        f"`{commit(made)}`",
-        str(made["finished"])[:16].replace("T", " "),
-    ]
-
-
-def _machine(manifests: list[dict[str, Any]]) -> str:
-    """Return what the runs were made with: processors, threads, package versions, total time."""
-    latest = max(manifests, key=lambda made: str(made["finished"]))
-    cpus = sorted({made["cpu"]["model"] for made in manifests})
-    total = sum(made["wall_seconds"] for made in manifests)
-    versions = ", ".join(f"{name} {version}" for name, version in latest["packages"].items())
-    return (
-        "\n## Made with\n\n"
-        f"Processor\n: {'; '.join(cpus)}\n\n"
-        f"Threads a run\n: {', '.join(sorted({str(made['threads']) for made in manifests}))}\n\n"
-        f"Sum of wall times\n: {duration(total)} in {len(manifests)} runs\n\n"
-        f"Packages (latest run)\n: {versions}\n\n"
-        f"Python (this build)\n: {platform.python_version()}\n"
-    )
 
 
 def presets() -> str:

@@ -48,6 +48,11 @@ def folder(name: str | Path) -> Path:
     return ROOT / Path(name).expanduser()
 
 
+def python_path() -> str:
+    """Return the PYTHONPATH with which a child process finds this package too."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def benchmarks() -> Path | None:
     """Return the directory of public benchmark files, or None where there is none."""
     named = os.environ.get("DALLE3_BENCHMARKS")

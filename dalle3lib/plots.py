@@ -21,6 +21,18 @@ CAPTION_COLOURS = KIND_COLOURS | {
     "SSC": KIND_COLOURS["short"],
     "DSC": KIND_COLOURS["descriptive"],
     "upsampled": "#CC79A7",
+    "original": KIND_COLOURS["alt-text"],  # as a kind of prompt
+}
+# One colour per arm likewise; the more descriptive captions, the darker the green.
+ARM_COLOURS = {
+    "original only": KIND_COLOURS["alt-text"],
+    "SSC 95 %": KIND_COLOURS["short"],
+    "DSC 50 %": "#B5DCC8",
+    "DSC 65 %": "#98CEB4",
+    "DSC 80 %": "#7FBF9F",
+    "DSC 90 %": "#3F9C7C",
+    "DSC 95 %": KIND_COLOURS["descriptive"],
+    "DSC 100 %": "#003D2C",
 }
 COLOURS = ("#0072B2", "#00795A", "#D55E00", "#555555")
 LINE = 56  # characters in a line of text beside a picture
@@ -107,7 +119,7 @@ def word_histogram(captions: dict[str, Sequence[str]], longest: int = 50) -> Fig
             label=kind,
         )
     axis.set(xlabel="words in the caption", ylabel="share of captions (%)")
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -122,7 +134,7 @@ def shares(table: DataFrame, xlabel: str) -> Figure:
         axis.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     axis.invert_yaxis()
     axis.set(xlabel=xlabel, ylabel="", xlim=(0, 108))
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -132,23 +144,14 @@ def lines(table: DataFrame, xlabel: str, ylabel: str) -> Figure:
     for name, marker in zip(table.columns, cycle("osD^v"), strict=False):
         axis.plot(table.index, 100 * table[name], marker=marker, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel, xticks=table.index, ylim=(0, None))
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
     """No box around the plot, and the legend beside it, where it hides nothing."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-
-
-# One colour per arm in the whole book; other ratios of DSC lie between the two greens.
-ARM_COLOURS = {
-    "original only": "#D55E00",
-    "SSC 95 %": "#0072B2",
-    "DSC 80 %": "#7FBF9F",
-    "DSC 95 %": "#00795A",
-}
 
 
 def score_curve(summary: DataFrame, truth: dict[str, float] | None = None) -> Figure:
@@ -175,20 +178,22 @@ def score_curve(summary: DataFrame, truth: dict[str, float] | None = None) -> Fi
 
 
 def differences(effects: dict[str, dict], xlabel: str) -> Figure:
-    """A dot with its interval for each effect, one below the other, and a line at zero.
+    """A diamond with its interval for each effect, one below the other, and a line at zero.
 
-    ``effects`` maps a name to ``{"effect": x, "interval": (low, high)}``.
+    ``effects`` maps a name to an entry with effect, interval (low, high) and, where seeds were
+    compared, by_seed: the seeds' differences, drawn as grey dots.
     """
     figure, axis = plt.subplots(
-        figsize=(8, 0.8 + 0.38 * len(effects)), layout="constrained", dpi=110
+        figsize=(9, 0.8 + 0.42 * max(1, len(effects))), layout="constrained", dpi=110
     )
     for row, entry in enumerate(effects.values()):
-        low, high = entry["interval"]
-        axis.plot([low, high], [row, row], color="#0072B2")
-        axis.plot(entry["effect"], row, marker="o", color="#0072B2")
+        by_seed = entry.get("by_seed", [])
+        axis.plot(by_seed, [row + 0.2] * len(by_seed), "o", color="0.45", alpha=0.5, ms=3.5)
+        axis.plot(entry["interval"], [row, row], color=COLOURS[0])
+        axis.plot(entry["effect"], row, marker="D", color=COLOURS[0], ms=5)
     axis.axvline(0, color="0.4", linestyle="--")
     axis.set(xlabel=xlabel, yticks=range(len(effects)), yticklabels=list(effects))
-    axis.invert_yaxis()
+    axis.set_ylim(max(0.5, len(effects) - 0.5), -0.5)  # the first at the top
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -233,7 +238,7 @@ def loss_curves(curves: dict[str, Sequence[float]], ylabel: str) -> Figure:
         axis.plot(series.index, series, color=colour, alpha=0.25, linewidth=0.8)
         axis.plot(series.rolling(max(1, len(series) // 20)).mean(), color=colour, label=name)
     axis.set(xlabel="training step", ylabel=ylabel)
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -244,7 +249,7 @@ def curves(values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> Figu
         axis.plot(range(1, len(numbers) + 1), numbers, color=colour, label=name)
     axis.axhline(1, color="0.4", linestyle="--")
     axis.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -255,7 +260,7 @@ def histogram(values: dict[str, Sequence[float]], xlabel: str, ylabel: str) -> F
         axis.hist(numbers, bins=30, color=colour, alpha=0.6, label=name)
         axis.axvline(np.mean(numbers), color=colour, linestyle="--", label=f"mean of {name}")
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -286,53 +291,4 @@ def heatmaps(tables: dict[str, DataFrame]) -> Figure:
         axis.set(title=f"{name} (%)", xticks=range(len(columns)), yticks=range(len(rows)))
         axis.set_xticklabels(columns, rotation=45, ha="right", fontsize=8)
         axis.set_yticklabels(rows, fontsize=8)
-    return figure
-
-
-def cropping(aspects: np.ndarray, shares: dict[str, np.ndarray]) -> Figure:
-    """The share of an image (0 to 1) that is cropped away against its aspect, a line per name."""
-    figure, axis = plt.subplots(figsize=(8, 3), layout="constrained", dpi=110)
-    for (name, share), colour in zip(shares.items(), cycle(COLOURS), strict=False):
-        axis.plot(aspects, 100 * share, color=colour, label=name)
-    ticks = {0.5: "1:2", 2 / 3: "2:3", 0.75: "3:4", 1: "1:1", 4 / 3: "4:3", 1.5: "3:2", 2: "2:1"}
-    axis.set(xscale="log", xlabel="aspect of the image (width : height)", ylabel="cropped away (%)")
-    axis.minorticks_off()
-    axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.set_ylim(0, None)
-    _tidy(axis)
-    return figure
-
-
-def schedule(order: Sequence[int], names: Sequence[str]) -> Figure:
-    """Which bucket each step shows: a box for every step in its bucket's row and colour."""
-    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.28 * len(names)), layout="constrained", dpi=110)
-    for row, colour in zip(range(len(names)), cycle(COLOURS), strict=False):
-        steps = np.flatnonzero(np.asarray(order) == row)
-        axis.broken_barh([(step - 0.45, 0.9) for step in steps], (row - 0.35, 0.7), color=colour)
-    axis.set(xlabel="training step", yticks=range(len(names)), xlim=(-0.8, len(order) - 0.2))
-    axis.set_yticklabels(names)
-    axis.invert_yaxis()
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    return figure
-
-
-def compute_curves(curves: dict[str, DataFrame], panels: dict[str, str], first: float) -> Figure:
-    """What training buys: measures with their intervals against all compute spent, in TFLOPs.
-
-    ``curves`` maps a start to rows with measure, flops, mean, low and high; ``panels`` maps the
-    measures to draw to the label of their axis. A dotted line marks the end of the first stage.
-    """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(9.5, 3.3), layout="constrained", dpi=110, squeeze=False
-    )
-    for axis, (measure, label) in zip(axes.flat, panels.items(), strict=True):
-        for (name, table), colour in zip(curves.items(), cycle(COLOURS), strict=False):
-            points = table[table.measure == measure]
-            spent = points.flops / 1e12
-            axis.plot(spent, points["mean"], marker="o", color=colour, label=name)
-            axis.fill_between(spent, points.low, points.high, color=colour, alpha=0.15)
-        axis.axvline(first / 1e12, color="0.5", linestyle=":", label="end of the first stage")
-        axis.set(xlabel="compute spent, both stages (TFLOP)", ylabel=label, xlim=(0, None))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

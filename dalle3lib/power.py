@@ -4,11 +4,9 @@ A pilot gives the variances of a score; from them follow the power of a study an
 how often its test sees what is not there and how often its intervals hold the truth.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from dalle3lib import UserError, stats
 
@@ -31,10 +29,6 @@ class Components:
     prompt_arm: float
     seed_prompt: float
     residual: float
-
-    def difference_sd(self, prompts: int) -> float:
-        """The standard deviation over seeds of a difference of two arms, at so many prompts."""
-        return float(np.sqrt(2 * (self.seed_arm + self.residual / prompts)))
 
 
 def components(scores: np.ndarray) -> Components:
@@ -115,17 +109,16 @@ def error_rates(
         inside.append(low <= here <= high)
         low, high = stats.two_level_interval(matrix, rng, resamples=FEW)
         inside_two.append(low <= 0 <= high)
-    shares = map(float, (np.mean(tests), np.mean(inside), np.mean(inside_two)))
-    return dict(
-        zip(
-            ("false positives", "seed interval covers", "two-level interval covers"),
-            shares,
-            strict=True,
-        )
-    )
+    return {
+        "false positives": float(np.mean(tests)),
+        "seed interval covers": float(np.mean(inside)),
+        "two-level interval covers": float(np.mean(inside_two)),
+    }
 
 
-def a_a(matrix: np.ndarray, rng: np.random.Generator, count: int = SIMULATED) -> dict[str, float]:
+def split_halves(
+    matrix: np.ndarray, rng: np.random.Generator, count: int = SIMULATED
+) -> dict[str, float]:
     """How often an arm "beats" itself: scores [seeds, prompts] of one arm, paired at random.
 
     In each of ``count`` draws half of the seeds are set against the other half. Returns the share
@@ -135,7 +128,7 @@ def a_a(matrix: np.ndarray, rng: np.random.Generator, count: int = SIMULATED) ->
     means = stats.seed_means(matrix)
     pairs = len(means) // 2
     if pairs < 2:
-        raise UserError(f"An A/A test needs four or more seeds, not {len(means)}.")
+        raise UserError(f"Halves that can be compared need four or more seeds, not {len(means)}.")
     orders = np.argsort(rng.random((count, len(means))), axis=1)
     d = means[orders[:, :pairs]] - means[orders[:, pairs : 2 * pairs]]
     return {
@@ -170,19 +163,6 @@ def power(
     if not 1 <= seeds <= MOST_SEEDS:
         raise UserError(f"Power is simulated for 1 to {MOST_SEEDS} seeds, not {seeds}.")
     return float(np.mean(sign_flip_ps(rng.normal(ratio, 1, (count, seeds))) <= alpha))
-
-
-def power_table(
-    sd: float, effects: Sequence[float], seeds: Sequence[int], rng: np.random.Generator
-) -> pd.DataFrame:
-    """``power`` for each effect (rows, in the unit of ``sd``) and number of seeds (columns).
-
-    Twice: at level .05, and at .05 / 6, which Holm asks of the smallest p value of six claims.
-    """
-    levels = {".05": 0.05, ".05/6": 0.05 / 6}
-    columns = pd.MultiIndex.from_product([levels, seeds], names=["level", "seeds"])
-    rows = [[power(e / sd, n, rng, levels[level]) for level, n in columns] for e in effects]
-    return pd.DataFrame(rows, pd.Index(effects, name="effect"), columns)
 
 
 def seeds_needed(

@@ -142,9 +142,9 @@ def order_bias(votes: pd.DataFrame, seed: int) -> pd.DataFrame:
     }
     rows = {}
     for name, values in measures.items():
-        means = values.groupby([some.rater, half]).mean().unstack().dropna()
-        means = means.reindex(columns=[False, True])
-        apart = (means[True] - means[False]).to_numpy()
+        means = values.groupby([some.rater, half]).mean().unstack()
+        means = means.reindex(columns=[False, True]).dropna()
+        apart = means[True] - means[False]
         enough = len(apart) > 1
         ends = stats.mean_interval(apart, rng(seed, f"order/{name}")) if enough else [np.nan] * 2
         rows[name] = [means[False].mean(), means[True].mean(), apart.mean(), *ends]

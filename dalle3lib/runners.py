@@ -92,8 +92,8 @@ def run_local(function: Callable[[Any], Any], jobs: Sequence[Any], workers: int)
                     deaths[job[0]] += 1
                     if deaths[job[0]] == DEATHS:
                         raise UserError(
-                            f"{DEATHS} workers died of {job[1]} (out of memory?): use fewer "
-                            "workers, a smaller --batch-size or --max-pixels, and run it again."
+                            f"{DEATHS} workers died of {job[1]} (out of memory?): use fewer at a "
+                            "time, or smaller batches or images, and run it again."
                         ) from None
                     waiting.appendleft(job)
                     hire()

@@ -27,22 +27,6 @@ from dalle3lib.config import Parameters
 from dalle3lib.files import damage, digest, guard, sha256, to_json, write_atomic
 from dalle3lib.fingerprint import code_fingerprint, identity_names, inputs_fingerprint
 
-__all__ = [
-    "Run",
-    "busy",
-    "code_fingerprint",
-    "digest",
-    "find",
-    "guard",
-    "load",
-    "open_run",
-    "results",
-    "run_id",
-    "run_path",
-    "sha256",
-    "write_atomic",
-]
-
 BOOKKEEPING = (".lock", "run.json", "manifest.json")
 PACKAGES = (
     "torch torchvision diffusers transformers open_clip_torch accelerate safetensors "

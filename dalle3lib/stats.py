@@ -24,7 +24,19 @@ def mean_interval(
     The values (one per prompt, say) are drawn again with replacement. ``rng`` makes the draws;
     ``level`` is the coverage, 0 to 1. UserError for fewer than two values or one not finite.
     """
-    return _bootstrap(_checked(values, least=2), rng, level, "percentile")
+    values = _checked(values, least=2)
+    if np.ptp(values) == 0:  # no width, and no rounding
+        return float(values[0]), float(values[0])
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=level,
+        method="percentile",
+        rng=rng,
+        batch=max(1, 2**22 // values.size),  # 32 MiB of resamples at a time
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def paired_bootstrap(
@@ -85,22 +97,10 @@ def seed_interval(seed_means: Sequence[float], level: float = 0.95) -> tuple[flo
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def _bootstrap(
-    values: np.ndarray, rng: np.random.Generator, level: float, method: str
-) -> tuple[float, float]:
-    """Bootstrap interval of the mean through scipy; equal values have an interval of no width."""
-    if np.ptp(values) == 0:  # BCa would divide 0 by 0
-        return float(values[0]), float(values[0])
-    interval = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=level,
-        method=method,
-        rng=rng,
-        batch=max(1, 2**22 // values.size),  # 32 MiB of resamples at a time
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+def over_seeds(seed_means: Sequence[float]) -> tuple[float, float, float]:
+    """Mean, low and high: the mean over seeds [n] with its ``seed_interval``, NaN for one seed."""
+    values = np.asarray(seed_means, np.float64)
+    return float(values.mean()), *(seed_interval(values) if len(values) > 1 else [np.nan] * 2)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

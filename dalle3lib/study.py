@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from tqdm.auto import tqdm
 
 from dalle3lib import UserError, paths, runners, runs
-from dalle3lib.study_stages import CURVE_SEED as CURVE_SEED  # for chapters
+from dalle3lib.graph import ONE_THREAD
+from dalle3lib.pages import duration
 from dalle3lib.study_stages import (
     STAGES,
     Job,
@@ -68,17 +69,13 @@ def train(one: Job) -> None:
     done = subprocess.run(
         [sys.executable, *words(one.given)],
         cwd=paths.ROOT,
-        env=os.environ | {"PYTHONPATH": _python_path(), "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ | {"PYTHONPATH": paths.python_path(), "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         raise UserError((said or [f"it ended with code {done.returncode}"])[-1])
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def run(stage: str, processes: int) -> list[Outcome]:
@@ -99,7 +96,7 @@ def run(stage: str, processes: int) -> list[Outcome]:
             bar.write(f"{outcome.name} {what} ({outcome.seconds / 60:.1f} min)")
             left = len(todo) - len(outcomes)
             each = statistics.mean(o.seconds for o in outcomes)
-            bar.set_postfix_str(f"{hours(left * each / processes)} left")
+            bar.set_postfix_str(f"{duration(left * each / processes)} left")
     return outcomes
 
 
@@ -132,9 +129,10 @@ def plan(stage: str, processes: int) -> str:
     others = "" if done else " of other stages"
     if known:
         each, left = statistics.median(known), len(all_jobs) - len(done)
+        rest = f"{duration(left * each / processes)} with {processes} at a time"
+        rest = f"the {left} left take about {rest}" if left else "none is left"
         lines.append(
-            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); the {left} "
-            f"left take about {hours(left * each / processes)} with {processes} at a time."
+            f"A run takes {each / 60:.1f} minutes (median of {len(known)}{others}); {rest}."
         )
     else:
         lines.append("How long a run takes is known when the first has finished.")
@@ -144,12 +142,6 @@ def plan(stage: str, processes: int) -> str:
     lines += study_captions.told(stage)
     lines += ["Any single run, and whether it agrees with the committed ones:", *again(example)]
     return "\n".join(lines)
-
-
-def hours(seconds: float) -> str:
-    """A duration as "6 h 05 min", or "12 min" below an hour."""
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 def check(name: str, stage: str | None = None) -> bool:
@@ -179,10 +171,10 @@ def check(name: str, stage: str | None = None) -> bool:
 
 def report(stage: str) -> str:
     """The evidence of a stage as a table: claim, effect, interval, p value, seeds."""
-    from dalle3lib.study_evidence import evidence
+    from dalle3lib import study_evidence, study_results
 
     rows = [f"{STAGES[stage].varies}: {worth(stage)}"] if STAGES[stage].varies else []
-    for claim, e in evidence(stage).items():
+    for claim, e in study_evidence.evidence(study_results.load(stage)).items():
         low, high = e["interval"]
         p = "–" if e["p"] is None else f"{e['p']:.4f}"
         effect = f"{e['effect']:+.2f} [{low:+.2f}, {high:+.2f}] {e['unit']}"
@@ -237,8 +229,7 @@ def command(options: argparse.Namespace) -> int:
     print(plan(stage, options.processes), flush=True)
     if options.action == "plan":
         return 0
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    os.environ |= one_thread
+    os.environ |= ONE_THREAD
     failed = [o for o in run(stage, options.processes) if o.problem]
     for outcome in failed:
         print(f"failed: {outcome.name}: {outcome.problem}", file=sys.stderr)

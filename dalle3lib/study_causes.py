@@ -70,6 +70,6 @@ def _standardised(
 
 
 def _entry(by_seed: np.ndarray, prompts: int) -> dict[str, object]:
-    """The mean over seeds with Student's interval, as ``evidence_plots.effects`` draws it."""
+    """The mean over seeds with Student's interval, as ``plots.differences`` draws it."""
     about = {"effect": float(by_seed.mean()), "interval": stats.seed_interval(by_seed)}
     return about | {"by_seed": by_seed.tolist(), "prompts": prompts}

@@ -24,7 +24,6 @@ from dalle3lib.study_evidence import PAIRS
 from dalle3lib.study_stages import FOUR, STAGES
 
 LEAST = 6  # seeds: with fewer a two-sided sign-flip test cannot reach .05, so nothing can fail
-KINDS = ("original", "descriptive")  # of prompts
 COMMAND = "python -m dalle3lib study controls"
 LEVEL = 0.95
 
@@ -77,7 +76,7 @@ def a_a() -> list[Control]:
     loaded = {stage: results.load(stage) for stage in ("main", "order") if results.names(stage)}
     for name in STAGES["order"].arms:
         seeds = _shared(loaded, name)
-        for kind in KINDS:
+        for kind in planning.KINDS:
             title, expectation = f"A/A: {name} on {kind} prompts", "no difference"
             if len(seeds) < LEAST:
                 outcome = f"not run yet ({len(seeds)} of {LEAST} seeds)"
@@ -190,7 +189,7 @@ def of_pictures(prompts: int) -> list[Control]:
         score, facts = own["descriptive"].score.to_numpy(), own["descriptive"][PAIRS].to_numpy()
         other = quality.facts_read(pictures["descriptive"], shifted(on.records))[PAIRS].to_numpy()
         by_arm[name] = {
-            **{f"shuffled {k} prompts": _lost(on, pictures[k], own[k], k) for k in KINDS},
+            **{f"shuffled {k} prompts": _lost(on, pictures[k], own[k], k) for k in planning.KINDS},
             "shuffled scenes, pairs read": 100 * (facts - other),
             "rendered scenes, descriptive prompts": true - score,
             "rendered scenes, pairs read": read - 100 * facts,

@@ -1,33 +1,34 @@
 """What the study says of each claim: from paired scores to effects, intervals and p values.
 
 Every claim is one matrix of differences [seeds, prompts]; ``stats.effect`` turns it into an entry
-of the ledger, ``claims`` turns that into a verdict.
+of the ledger, ``ledger`` turns that into a verdict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from dalle3lib import claims, stats
+from dalle3lib import claims, ledger, stats
 from dalle3lib.randomness import rng
 from dalle3lib.study_results import SHORT_FACTS, Results, load, matrices, names
+from dalle3lib.study_stages import FIGURE_4
 
 PAIRS = "colour-shape"  # the primary reading: pairs that both kinds of caption can state
 PLACED = "colour-shape-place"  # such a pair at its place
-ORIGINAL, SSC, DSC = "original-0", "ssc-95", "dsc-95"  # the arms of Figure 4
+ORIGINAL, SSC, DSC = FIGURE_4
 TREND = {0: ORIGINAL, 50: "dsc-50", 65: "dsc-65", 80: "dsc-80", 90: "dsc-90", 95: DSC}
 
 
 class Scores:
-    """Paired scores of some arms: ``get(arm, kind, measure)`` is [seeds, prompts].
+    """Paired scores of some arms: ``scores(arm, kind, measure)`` is [seeds, prompts].
 
-    Points of the CLIP score; facts in % points. ``seeds`` are those that all the arms have.
+    The CLIP score is in points, a share of facts in %. The seeds are those that all arms have.
     """
 
     def __init__(self, results: Results, arms: tuple[str, ...]) -> None:
-        self.seeds, self._arrays = matrices(results, arms, common=True)
+        _, self._arrays = matrices(results, arms, common=True)
         self.prompts = results.prompts
 
     def __call__(self, arm: str, kind: str, measure: str = "score") -> np.ndarray:
@@ -156,32 +157,42 @@ CLAIMS = {
 }
 
 
-def evidence(stage: str = "main", results: Results | None = None) -> dict[str, dict]:
-    """An entry for the ledger of every claim the stage's results bear on, by claim id.
+def paired(results: Results, arms: Iterable[str]) -> set[int]:
+    """The seeds that all of the arms have."""
+    return set.intersection(*(set(results.tables.get(arm, ())) for arm in arms))
 
-    Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). The seeds
-    are those that all arms of the claim have; a claim with fewer than two is left out, and so is
-    one about prompts or facts that the results do not have.
-    ``descriptive-prompts-score-higher`` is said of every arm, so its p is the largest of theirs.
-    UserError if results cannot be compared.
+
+def differences(results: Results, name: str) -> np.ndarray | None:
+    """What a claim of ``CLAIMS`` is about, [seeds, prompts], with the seeds that all its arms have.
+
+    None where fewer than two seeds are paired, or no prompt has what the claim is about.
     """
-    results = load(stage) if results is None else results
-    known = {claim.id: claim for claim in claims.load()}
-    found = {}
-    for name, how in CLAIMS.items():
-        claim = known[name]
-        if len(_common(results, how.arms)) < 2:
+    how = CLAIMS[name]
+    if len(paired(results, how.arms)) < 2:
+        return None
+    try:
+        found = how.differences(Scores(results, how.arms))
+    except KeyError:  # a build's own runs ask fewer kinds of prompt, photographs have no facts
+        return None
+    return None if np.isnan(found).any(axis=0).all() else found
+
+
+def evidence(results: Results, of: Iterable[str] = CLAIMS) -> dict[str, dict]:
+    """An entry for the ledger of every claim (among ``of``) that results bear on, by claim id.
+
+    Beside what ``stats.effect`` gives: unit, note and pilot (True for the pilot's seeds). A claim
+    without ``differences`` is left out. ``descriptive-prompts-score-higher`` is said of every arm,
+    so its p is the largest of theirs. UserError for results that cannot be paired.
+    """
+    known, found = {claim.id: claim for claim in claims.load()}, {}
+    for name in of:
+        if (values := differences(results, name)) is None:
             continue
-        s = Scores(results, how.arms)
+        claim, how = known[name], CLAIMS[name]
         random, margin = rng(0, f"study/{name}"), claim.smallest_effect
-        try:
-            differences = how.differences(s)
-        except KeyError:  # a build's own runs ask fewer kinds of prompt, photographs have no facts
-            continue
-        if np.isnan(differences).any(axis=0).all():  # no prompt has what is measured
-            continue
-        entry = stats.effect(differences, random, claim.direction, margin)
+        entry = stats.effect(values, random, claim.direction, margin)
         if name == "descriptive-prompts-score-higher":
+            s = Scores(results, how.arms)
             entry["p"] = max(
                 stats.sign_flip_p(stats.seed_means(s(arm, "descriptive") - s(arm, "original")))
                 for arm in how.arms
@@ -191,42 +202,37 @@ def evidence(stage: str = "main", results: Results | None = None) -> dict[str, d
     return found
 
 
-def _common(results: Results, arms: tuple[str, ...]) -> set[int]:
-    """The seeds that all of the arms have."""
-    return set.intersection(*(set(results.tables.get(arm, ())) for arm in arms))
-
-
 def everything(own: Results | None = None) -> dict[str, dict]:
     """``evidence`` of a build's ``own`` runs, or else of the committed study: its main stage, and
-    the pilot where the main stage has no two paired seeds yet."""
+    the pilot where the main stage has no two paired seeds yet. Takes seconds, so a chapter calls
+    it once."""
     if own is not None:
-        return evidence(results=own)
-    found: dict[str, dict] = {}
-    for stage in ("pilot", "main"):
-        found |= evidence(stage) if names(stage) else {}
-    return found
+        return evidence(own)
+    found = evidence(load("main")) if names("main") else {}
+    if names("pilot"):
+        found |= evidence(load("pilot"), [name for name in CLAIMS if name not in found])
+    return {name: found[name] for name in CLAIMS if name in found}
 
 
-def of_chapter(chapter: str, own: Results | None = None) -> dict[str, dict]:
-    """``everything`` that bears on the claims of one chapter."""
+def of_chapter(found: dict[str, dict], chapter: str) -> dict[str, dict]:
+    """The entries of ``everything`` that bear on the claims of one chapter."""
     here = {claim.id for claim in claims.load() if claim.chapter == chapter}
-    return {name: entry for name, entry in everything(own).items() if name in here}
+    return {name: entry for name, entry in found.items() if name in here}
 
 
-def table(chapter: str, own: Results | None = None) -> pd.DataFrame:
+def table(found: dict[str, dict], chapter: str) -> pd.DataFrame:
     """A chapter's claims with what was measured and the verdict: a row for each with evidence.
 
-    Columns effect, interval (over seeds), two-level (over seeds and prompts), p, seeds, verdict.
-    The verdict corrects p for all claims of a family, whichever chapter they stand in.
+    ``found`` is ``everything``, because the verdict corrects p for all claims of a family,
+    whichever chapter they stand in. Columns effect, interval (over seeds), two-level (over seeds
+    and prompts), p, seeds, verdict.
     """
-    found, rows = everything(own), {}
-    for row in claims.judged(found):
+    rows = {}
+    for row in ledger.judged(found):
         if row["chapter"] == chapter and row["id"] in found:
             entry = found[row["id"]]
-            low_high = [
-                [f"{end:+.2f}" for end in entry[name]] for name in ("interval", "two_level")
-            ]
-            interval, two_level = (f"[{low}, {high}]" for low, high in low_high)
+            ends = (entry["interval"], entry["two_level"])
+            interval, two_level = (f"[{low:+.2f}, {high:+.2f}]" for low, high in ends)
             p = entry["equivalence_p"] if entry["p"] is None else entry["p"]
             effect = f"{entry['effect']:+.2f} {row['unit']}"
             rows[row["id"]] = effect, interval, two_level, f"{p:.4f}", row["seeds"], row["verdict"]

@@ -7,39 +7,34 @@ sign and about its size when the alt-text, the captions, the training or the gui
 import pandas as pd
 
 from dalle3lib import claims, stats, study_results
-from dalle3lib.study_evidence import CLAIMS, Scores
+from dalle3lib.study_evidence import differences
 from dalle3lib.study_stages import SENSITIVITY, STAGES, worth
 
 FAMILIES = ("caption-kind", "caption-kind-facts")
 SHOWN = ("main", "pilot", *SENSITIVITY)
-COLUMNS = ["stage", "setting", "worth", "claim", "effect", "low", "high", "unit", "smallest",
-           "seeds", "by seed"]  # fmt: skip
+COLUMNS = "stage,setting,claim,effect,low,high,unit,smallest,seeds,by seed".split(",")
 
 
 def effects() -> pd.DataFrame:
     """The effect of every claim of ``FAMILIES`` in every stage that has two paired seeds for it.
 
-    A row for each stage and claim (``COLUMNS``): "setting" says what differs from the main stage,
-    "worth" what the stage is good for ("sensitivity, 3 seeds"), "effect" is the mean of "by seed",
-    in the claim's unit; "smallest" is its smallest effect of interest. UserError if the results of
-    a stage cannot be compared.
+    A row for each stage and claim (``COLUMNS`` and "worth"): "setting" says what differs from the
+    main stage, "worth" what the stage is good for ("sensitivity, 3 seeds"), "effect" is the mean of
+    "by seed", in the claim's unit; "smallest" is its smallest effect of interest. UserError if the
+    results of a stage cannot be compared.
     """
     rows = []
-    for stage in SHOWN:
-        if not study_results.names(stage):
-            continue
+    for stage in filter(study_results.names, SHOWN):
         results = study_results.load(stage)
         for claim in (c for c in claims.load() if c.family in FAMILIES):
-            how = CLAIMS[claim.id]
-            have = [set(results.tables.get(arm, ())) for arm in how.arms]
-            if len(set.intersection(*have)) < 2:
+            if (found := differences(results, claim.id)) is None:
                 continue
-            by_seed = stats.seed_means(how.differences(Scores(results, how.arms)))
-            mean_and_ends = float(by_seed.mean()), *stats.seed_interval(by_seed)
+            by_seed = stats.seed_means(found)
             about = claim.unit, claim.smallest_effect, len(by_seed), by_seed.tolist()
-            named = stage, label(stage), worth(stage, len(by_seed)), claim.id
-            rows.append((*named, *mean_and_ends, *about))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            rows.append((stage, label(stage), claim.id, *stats.over_seeds(by_seed), *about))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    counts = table.groupby("stage").seeds.agg(list)
+    return table.assign(worth=[worth(stage, counts[stage]) for stage in table.stage])
 
 
 def label(stage: str) -> str:

@@ -13,7 +13,7 @@ from dalle3lib.study_results import Results, load, matrices
 
 PLANNED = 10  # seeds of the main stage
 HOLM = 0.05 / claims.FAMILY_SIZE  # what the smallest p value of a full family must reach
-KINDS = ("original", "descriptive")
+KINDS = ("original", "descriptive")  # of prompts, those of Figure 4
 
 
 def variances(results: Results) -> dict[str, power.Components]:
@@ -36,7 +36,7 @@ def needs(results: Results, seeds: int = PLANNED) -> pd.DataFrame:
     for 80 %; None if 16 are not enough). An equality is left out.
     """
     known, rows = {claim.id: claim for claim in claims.load()}, {}
-    for name, entry in study_evidence.evidence(results.stage, results).items():
+    for name, entry in study_evidence.evidence(results).items():
         claim, sd = known[name], float(np.std(entry["by_seed"], ddof=1))
         if claim.direction == "equal" or sd == 0:
             continue
@@ -64,11 +64,13 @@ def controls(results: Results, seeds: int = PLANNED, count: int = power.SIMULATE
     ).T
 
 
-def a_a(results: Results) -> pd.DataFrame:
-    """``power.a_a`` of every arm's CLIP score with original prompts: a row each."""
+def split_halves(results: Results) -> pd.DataFrame:
+    """``power.split_halves`` of every arm's CLIP score with original prompts: a row each."""
     _, arrays = matrices(results, common=True)
     scores = {arm: arrays[arm, KINDS[0], "score"] for arm in results.tables}
-    return pd.DataFrame({arm: power.a_a(s, rng(0, f"a-a/{arm}")) for arm, s in scores.items()}).T
+    return pd.DataFrame(
+        {arm: power.split_halves(s, rng(0, f"a-a/{arm}")) for arm, s in scores.items()}
+    ).T
 
 
 def report(stage: str, count: int = power.SIMULATED) -> str:
@@ -88,5 +90,5 @@ def report(stage: str, count: int = power.SIMULATED) -> str:
         ),
     }
     if min(map(len, results.tables.values())) >= PLANNED:
-        parts["An arm against itself, half of its seeds against the others"] = a_a(results)
+        parts["An arm against itself, half of its seeds against the others"] = split_halves(results)
     return "\n\n".join(f"{title}\n{table.to_string()}" for title, table in parts.items())

@@ -1,4 +1,4 @@
-"""Figures of where the study's claims hold."""
+"""Figures of the study: scores by share, and where its claims hold."""
 
 import textwrap
 
@@ -7,9 +7,41 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from dalle3lib.plots import COLOURS
+from dalle3lib.plots import CAPTION_COLOURS, COLOURS
 
 ACROSS = 3  # panels in a row
+
+
+def by_share(values: DataFrame, summary: DataFrame, ylabel: str, zero: bool = False) -> Figure:
+    """A panel for each kind of prompt: every seed's value against the share of synthetic captions,
+    their mean and its interval.
+
+    ``values`` comes from ``mixing_ratio.means`` (or ``over_original``, then with a line at
+    ``zero``), ``summary`` is ``over_seeds`` of it.
+    """
+    kinds = list(dict.fromkeys(summary.kind))
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(9.5, 3.4), layout="constrained", dpi=110, squeeze=False
+    )
+    for axis, kind in zip(axes.flat, kinds, strict=True):
+        seeds, mean = values[values.kind == kind], summary[summary.kind == kind]
+        colour = CAPTION_COLOURS.get(kind, "#555555")
+        if zero:
+            axis.axhline(0, color="0.4", linestyle="--")
+        axis.plot(seeds.share, seeds.value, "o", color="0.45", alpha=0.45, ms=3.5, label="a seed")
+        below, above = mean["mean"] - mean.low, mean.high - mean["mean"]
+        axis.errorbar(
+            mean.share, mean["mean"], [below, above], color=colour, marker="D", ms=4.5, capsize=3,
+            label="mean, 95 % interval",
+        )  # fmt: skip
+        axis.set(xlabel="share of descriptive captions (%)", title=f"{kind} prompts")
+        axis.set_xticks(
+            sorted(set(mean.share)), map(str, sorted(set(mean.share))), fontsize=8, rotation=90
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+    axes.flat[0].set_ylabel(ylabel)
+    axes.flat[-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
 def effects_by_setting(table: DataFrame) -> Figure:

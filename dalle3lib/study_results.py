@@ -232,9 +232,10 @@ def load(stage: str) -> Results:
                 f"{path} cannot be paired with {first_path.name}, because its {odd[0]} differ: "
                 "delete it and run `make study` again."
             )
-    prompts = pd.read_parquet(FOLDER / stage / PROMPTS)
+    asked = FOLDER / stage / PROMPTS
+    prompts = pd.read_parquet(asked) if asked.is_file() else pd.DataFrame()
     if files.digest(prompts.to_dict("list")) != first["prompts"]:
-        raise UserError(f"{FOLDER / stage / PROMPTS} is not what was asked: restore it with git.")
+        raise UserError(f"{asked} is missing or not what was asked: restore it with git.")
     results = Results(stage, {}, {}, prompts)
     for path, (table, about) in found.items():
         last = table[table.step == table.step.max()].reset_index(drop=True)

@@ -6,6 +6,7 @@ seeds: they show where a claim holds, and decide nothing.
 """
 
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from dalle3lib import UserError, config, runs
 from dalle3lib.config import Parameters
 
 NOTEBOOK, PRESET = "04a_train_arm", "study"
-FIGURE_4 = ("original-0", "ssc-95", "dsc-95")
+FIGURE_4 = ("original-0", "ssc-95", "dsc-95")  # the arms of these figures of the paper
 FIGURE_5 = ("dsc-50", "dsc-65", "dsc-80", "dsc-90", "dsc-95", "dsc-100")
 FOUR = ("original-0", "ssc-95", "dsc-80", "dsc-95")
 CURVE_SEED, CURVE_POINTS = 100, 5  # whose scores are also taken during training
@@ -132,7 +133,11 @@ def again(one: Job) -> list[str]:
     ]
 
 
-def worth(stage: str, seeds: int | None = None) -> str:
-    """What results of so many seeds (all of the stage) are good for: "sensitivity, 3 seeds"."""
+def worth(stage: str, seeds: Collection[int] = ()) -> str:
+    """What results are good for: "sensitivity, 3 seeds".
+
+    ``seeds`` are the numbers of seeds of several effects; without any, all of the stage.
+    """
     what = {"pilot": "", "main": "", "order": "control, "}.get(stage, "sensitivity, ")
-    return f"{what}{len(STAGES[stage].seeds) if seeds is None else seeds} seeds"
+    counts = sorted({*seeds} or {len(STAGES[stage].seeds)})
+    return f"{what}{' to '.join(map(str, counts[:: max(1, len(counts) - 1)]))} seeds"

@@ -111,7 +111,5 @@ def over_seeds(cfg: Parameters, names: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["arm", "kind", "score"])
     summary = []
     for (name, kind), group in table.groupby(["arm", "kind"], sort=False):
-        values = group.score.to_numpy()
-        low, high = stats.seed_interval(values) if len(values) > 1 else (np.nan, np.nan)
-        summary.append((name, kind, len(values), values.mean(), low, high))
+        summary.append((name, kind, len(group), *stats.over_seeds(group.score)))
     return pd.DataFrame(summary, columns=["arm", "kind", "seeds", "mean", "low", "high"])

@@ -1,18 +1,18 @@
 """Figures of the chapters on automatic evaluation and on OpenAI's released verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from dalle3lib.plots import COLOURS
+from dalle3lib.plots import ARM_COLOURS, COLOURS, tidy
 
 MANY = (*COLOURS, "#CC79A7", "#A07000")  # for up to six names
 SYSTEM_COLOURS = {"DALL-E 3": "#00795A", "DALL-E 2": "#0072B2", "SDXL": "#D55E00"}
+OWN_COLOURS = SYSTEM_COLOURS | ARM_COLOURS
 
 
 def dots(tables: dict[str, DataFrame], xlabel: str, line: float | None = None) -> Figure:
@@ -28,20 +28,29 @@ def dots(tables: dict[str, DataFrame], xlabel: str, line: float | None = None) -
     figure, axis = plt.subplots(
         figsize=(9, 0.9 + len(rows) * max(0.3, 0.14 * len(tables))), layout="constrained", dpi=110
     )
-    for i, ((name, table), colour) in enumerate(zip(tables.items(), cycle(MANY))):  # noqa: B905
-        colour = SYSTEM_COLOURS.get(name, colour)
-        table = table.reindex(rows)
+    colours = own_colours(tables)
+    for i, (name, table) in enumerate(tables.items()):
+        table, colour = table.reindex(rows), colours[name]
         y = np.arange(len(rows)) + apart * (i - (len(tables) - 1) / 2)
         axis.hlines(y, table.low, table.high, color=colour)
-        axis.plot(table["value"], y, "osD^vP"[i % 6], color=colour, markersize=5, label=name)
+        axis.plot(table["value"], y, "osD^vPX*"[i % 8], color=colour, markersize=5, label=name)
     for row in range(1, len(rows), 2):
         axis.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0)
     if line is not None:
         axis.axvline(line, color="0.4", linestyle="--", zorder=0)
     axis.set(xlabel=xlabel, yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
-    _tidy(axis)
+    tidy(axis)
     axis.get_legend().set_visible(len(tables) > 1)
     return figure
+
+
+def own_colours(names: Iterable[str]) -> dict[str, str]:
+    """The colour that a system or an arm has in the whole book; for others one that nobody here
+    has, as far as ``MANY`` reach."""
+    names = list(names)
+    found = {name: OWN_COLOURS[name] for name in names if name in OWN_COLOURS}
+    free = cycle([colour for colour in MANY if colour not in found.values()])
+    return {name: found.get(name) or next(free) for name in names}
 
 
 def stacks(counts: DataFrame, images: int) -> Figure:
@@ -60,7 +69,7 @@ def stacks(counts: DataFrame, images: int) -> Figure:
         left += width
     axis.invert_yaxis()
     axis.set(xlabel="share of prompts (%)", xlim=(0, 100))
-    _tidy(axis)
+    tidy(axis)
     axis.legend(title="images right", frameon=False, loc="upper left", bbox_to_anchor=(1, 1.05))
     return figure
 
@@ -84,7 +93,7 @@ def word_counts(words: dict[str, Sequence[int]], limit: int) -> Figure:
         )
     axis.axvline(limit - 0.5, color="0.4", linestyle="--", label=f"{limit} words: too many")
     axis.set(xlabel="words before the verdict (three a step)", ylabel="share of answers (%)")
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
@@ -108,11 +117,5 @@ def needed(
     axis.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
     axis.set_yticks([10, 100, 1000, 10000], ["10", "100", "1,000", "10,000"])
     axis.minorticks_off()
-    _tidy(axis)
+    tidy(axis)
     return figure
-
-
-def _tidy(axis: Axes) -> None:
-    """No box around the plot, and the legend beside it, where it hides nothing."""
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))

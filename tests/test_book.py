@@ -11,6 +11,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from nbformat import v4
 from PIL import Image
 
@@ -174,7 +177,7 @@ def built(tmp_path_factory):
     (root / "02_captioning" / "main" / "run.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DALLE3_NOTEBOOKS", str(sources))
-        patch.setattr(book.claims, "ledger", lambda root: [CLAIM, UNTESTED])
+        patch.setattr(book.ledger, "rows", lambda root: [CLAIM, UNTESTED])
         with pytest.raises(UserError) as error:
             book.build(root, "smoke", "world", out=folder / "out")
     return folder / "out" / "html", str(error.value)
@@ -387,6 +390,23 @@ def test_a_book_of_nothing_is_a_clear_error(tmp_path):
 )
 def test_durations_are_said_as_people_say_them(seconds, words):
     assert pages.duration(seconds) == words
+
+
+nasty = st.text(st.sampled_from("ab |<>&\\`*_[](){}$#~:@!^\n'\"-"), min_size=1, max_size=20)
+
+
+@settings(deadline=None)
+@given(nasty)
+def test_a_table_shows_text_as_it_is(text):
+    table = pages.table(["a", "b"], [["1", pages.plain(text)]], "wide")
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(table.split("\n\n")[1])
+    shown = re.findall(r"<td>(.*?)</td>", html, flags=re.DOTALL)
+    assert len(shown) == 2
+    assert not re.search(r"<(?!/?t(able|head|body|r|h|d)>)", html)  # no other element appears
+    replaced = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&amp;": "&"}
+    for entity, sign in replaced.items():
+        shown[1] = shown[1].replace(entity, sign)
+    assert shown[1] == " ".join(text.split())
 
 
 def test_prose_edited_after_the_run_is_the_prose_shown(tmp_path, monkeypatch):

@@ -205,6 +205,11 @@ def test_the_command_line_reads_a_value_by_its_type(declared, text, value):
     assert parsed == value and type(parsed) is declared
 
 
+def test_the_command_line_refuses_what_is_no_yaml():
+    with pytest.raises(UserError, match=r"'arms' cannot be read: '\[dsc-95-0' is not YAML"):
+        config.parse("arms", list, "[dsc-95-0")
+
+
 WRONG = [(int, "3.5"), (int, "x"), (float, "x"), (list, "1")]
 
 

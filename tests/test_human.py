@@ -186,8 +186,9 @@ def test_mistakes_in_one_sentence(plan, tmp_path):
         human_study.make(plan.folder, two, seed=0)
     with pytest.raises(UserError, match="two or more systems"):
         human_study.make(tmp_path, tiny_study.systems(("alpha",)), seed=0)
-    with pytest.raises(UserError, match="must be 1 or more"):
-        human_study.make(tmp_path, two, seed=0, trials=0)
+    for wrong in ({"trials": 0}, {"size": 0}):
+        with pytest.raises(UserError, match="must be 1 or more"):
+            human_study.make(tmp_path, two, seed=0, **wrong)
     other = from_arrays(np.zeros((8, 4, 4, 3), np.uint8), list("abcdefgh"))
     with pytest.raises(UserError, match="different captions for 0000"):
         human_study.make(tmp_path, two | {"c": {"prompt following": other}}, seed=0)
@@ -210,7 +211,8 @@ def write_folder(folder, names=("b/two.png", "one.JPG"), **files):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 4), (i * 200, 0, 0)).save(folder / name)
     for name, text in files.items():
-        (folder / name.replace("_", ".")).write_text(text, encoding="utf-8")
+        told = text if isinstance(text, bytes) else text.encode()
+        (folder / name.replace("_", ".")).write_bytes(told)
     return folder
 
 
@@ -243,6 +245,7 @@ def test_captions_of_a_folder(tmp_path, files):
     ("files", "complaint"),
     [
         ({"prompts_txt": "one line\n"}, "1 lines for 2 images"),
+        ({"prompts_txt": "zwei Dinge, schön\nein Ding\n".encode("latin-1")}, "is not UTF-8"),
         ({"metadata_csv": "file_name,text\none.JPG,one thing\n"}, "1 images have no caption"),
         ({"metadata_csv": "file_name,size\none.JPG,4\n"}, "no column text"),
         ({"metadata_jsonl": "{"}, "cannot be read"),

@@ -267,13 +267,13 @@ def results() -> Results:
 
 def test_shares_over_seeds_by_hand():
     found = evidence.seed_shares(results())
-    assert list(found) == ["original-0", "dsc-95"]
-    table = found["dsc-95"].value
+    assert list(found) == ["original only", "DSC 95 %"]
+    table = found["DSC 95 %"].value
     assert table["colour and shape"] == pytest.approx(50) and table["printed word"] == 50
     assert table["number of objects"] == pytest.approx(100 / 3)  # 2/3 and 0
     assert table[evidence.PLACE_ROW] == pytest.approx(50)
-    assert found["dsc-95"].low["number of objects"] < table["number of objects"]
-    assert np.isnan(found["original-0"].low["colour and shape"])
+    assert found["DSC 95 %"].low["number of objects"] < table["number of objects"]
+    assert np.isnan(found["original only"].low["colour and shape"])
 
 
 def test_the_summary_says_what_was_measured():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_study import KINDS, fill, folder, scores  # noqa: F401 - folder is a fixture
 
-from dalle3lib import UserError, evidence_plots, mixing_ratio, study_pictures, study_results
+from dalle3lib import UserError, mixing_ratio, study_pictures, study_plots, study_results
 from dalle3lib.study_evidence import PAIRS
 
 
@@ -96,16 +96,7 @@ def test_pictures_are_kept_as_they_were(folder, tmp_path):  # noqa: F811
 
 def test_a_figure_shows_every_seed_and_every_mean(results):
     values = mixing_ratio.means(results, ["original", "short"])
-    figure = evidence_plots.by_share(values, mixing_ratio.over_seeds(values), "score")
+    figure = study_plots.by_share(values, mixing_ratio.over_seeds(values), "score")
     dots = figure.axes[1].lines[0].get_ydata()
     assert sorted(dots) == pytest.approx(sorted(values[values.kind == "short"].value))
     assert figure.axes[0].get_title() == "original prompts"
-
-
-def test_effects_are_drawn_where_they_are():
-    entry = {"effect": 2.0, "interval": (1.0, 3.5), "by_seed": [1.5, 2.5]}
-    axis = evidence_plots.effects({"a-claim": entry}, {"a-claim": "what it says"}, "points").axes[0]
-    assert list(axis.lines[0].get_xdata()) == [1.5, 2.5]
-    assert list(axis.lines[1].get_xdata()) == [1.0, 3.5]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["what it says"]
-    assert evidence_plots.effects({}, {}, "points").axes[0].get_yticks().tolist() == []

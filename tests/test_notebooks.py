@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import write_folder
 
-from dalle3lib import claims, config, paths, runs, which_chapters
+from dalle3lib import claims, config, ledger, paths, runs, which_chapters
 from dalle3lib.evals import published_files as public
 
 STEMS = config.notebook_stems()
@@ -127,7 +127,7 @@ def test_nothing_changed_means_nothing_done(smoke):
 def test_one_seed_gives_no_verdict(smoke):
     where, _ = smoke
     untrained = {claim.id for claim in claims.load() if not claim.min_seeds}
-    rows = {row["id"]: row for row in claims.ledger(where / "smoke")}
+    rows = {row["id"]: row for row in ledger.rows(where / "smoke")}
     counted = {row["chapter"] for name, row in rows.items() if row["run"] and name in untrained}
     assert counted == ({"11_released_verdicts"} if public.folder("benchmarks") else set())
     rows = {name: row for name, row in rows.items() if name not in untrained}
@@ -171,7 +171,7 @@ def test_the_released_verdicts_count_where_they_are_and_are_missed_where_not(
     run = tmp_path / "smoke" / "11_released_verdicts" / "main"
     family = [c.id for c in claims.load() if c.family == "table-1-recount"]
     assert list(runs.results(run)["claims"]) == (family if there else [])
-    rows = {row["id"]: row["verdict"] for row in claims.ledger(tmp_path / "smoke")}
+    rows = {row["id"]: row["verdict"] for row in ledger.rows(tmp_path / "smoke")}
     said = {claims.word(rows[name]) for name in family}
     assert said == {"not tested"} if not there else "not tested" not in said
     tables = {path.stem for path in run.glob("*.csv")}

@@ -32,9 +32,9 @@ from test_gpu_presets import dalle3
 
 from dalle3lib import (
     UserError,
-    claims,
     decoder_samples,
     images,
+    ledger,
     pairs,
     paths,
     photo_evaluation,
@@ -141,7 +141,7 @@ def test_a_folder_of_photographs_becomes_a_book(site):
     drawn = runs.results(root / "13_playground" / "main")
     assert set(drawn["arms"]) == {"original only", "DSC 95 %"} and not drawn["beyond"]
 
-    rows = claims.ledger(root)
+    rows = ledger.rows(root)
     judged = {row["chapter"] for row in rows if row["run"]}
     assert judged == {"11_released_verdicts"}  # counted in what others released
     html = paths.ROOT / "book" / "_build" / root.name / "html"

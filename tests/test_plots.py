@@ -8,15 +8,14 @@ import pytest
 from dalle3lib.images import Record
 from dalle3lib.plots import (
     caption_grid,
-    compute_curves,
-    cropping,
+    differences,
     heatmaps,
     lines,
     sample_grid,
-    schedule,
     shares,
     word_histogram,
 )
+from dalle3lib.recipe_plots import compute_curves, cropping, schedule
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +108,12 @@ def test_curves_are_drawn_over_the_compute_in_teraflops():
     assert left.lines[0].get_xydata().tolist() == [[1, 0.2], [3, 0.4]]
     assert right.lines[0].get_xydata().tolist() == [[1, 60]]
     assert left.lines[1].get_xdata() == [2, 2] and left.get_ylabel() == "share"
+
+
+def test_differences_are_drawn_where_they_are():
+    seeds = {"effect": 2.0, "interval": (1.0, 3.5), "by_seed": [1.5, 2.5]}
+    axis = differences({"a": seeds, "b": {"effect": -1, "interval": (-2, 0)}}, "points").axes[0]
+    assert list(axis.lines[0].get_xdata()) == [1.5, 2.5] and list(axis.lines[3].get_xdata()) == []
+    assert list(axis.lines[1].get_xdata()) == [1.0, 3.5] and axis.lines[5].get_xdata() == [-1]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["a", "b"]
+    assert differences({}, "points").axes[0].get_yticks().tolist() == []

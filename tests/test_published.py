@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dalle3lib import UserError, claims, paths, released_prompts
+from dalle3lib import UserError, claims, ledger, paths, released_prompts
 from dalle3lib.evals import drawbench, judge_rules, paper_tables, published
 from dalle3lib.evals import published_files as public
 
@@ -205,7 +205,7 @@ def test_the_claims_of_the_family_and_no_others_get_evidence(released, right):
     made = published.claims(published.recount(released), published.differences(right))
     assert set(made) == {name for name, c in known.items() if c.family == "table-1-recount"}
     for name, entry in made.items():
-        assert claims._problem(known[name], entry, "11_released_verdicts") is None
+        assert ledger._problem(known[name], entry, "11_released_verdicts") is None
 
 
 def test_printed_tables_hold_the_papers_cells():

@@ -133,6 +133,12 @@ def test_order_bias_by_hand(plan):
     assert found.loc["ties (%)", "value"] == 0
 
 
+def test_raters_with_a_single_vote_have_no_second_half(plan):
+    votes = simulate(plan, Crowd(EQUAL), 3, seed=0)
+    found = rater_quality.order_bias(votes[votes.role == "main"].groupby("rater").head(1), 0)
+    assert found[["value", "low", "high"]].isna().all(axis=None)
+
+
 def test_steady_raters_have_no_order_bias(plan):
     found = rater_quality.order_bias(simulate(plan, Crowd(APART), 30, seed=3), 0)
     assert ((found.low < 0) & (found.high > 0)).sum() >= 3

@@ -230,6 +230,13 @@ def test_a_folder_that_a_parameter_names_is_an_input(tmp_path):
     assert len({before, after, fingerprint.inputs_fingerprint("world", values=named)}) == 3
 
 
+def test_a_text_that_no_file_could_be_called_names_no_folder():
+    values = {"prompt": "a red star above a blue moon and " * 20}
+    assert fingerprint.inputs_fingerprint("world", values=values) == (
+        fingerprint.inputs_fingerprint("world")
+    )
+
+
 # --- code fingerprints ---------------------------------------------------------------------------
 
 

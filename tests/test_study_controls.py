@@ -163,6 +163,8 @@ def test_the_map_by_hand(folder):  # noqa: F811
         "captions from truth (sensitivity, 3 seeds)",
         "half the training (sensitivity, 2 seeds)",
     ]
+    fill(folder, ["ssc-95", "original-0"], range(104, 106))  # a stage on its way: 4 to 6 seeds
+    assert list(study_map.summary(study_map.effects()))[0] == "the study (4 to 6 seeds)"
     assert wide.iloc[1, 1] == "+6.12 [+5.97, +6.27]"
     assert wide.loc["dsc-over-ssc-on-descriptive-prompts"].iloc[2] == "–"
     lacking = study_map.missing(table)

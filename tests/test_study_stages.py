@@ -39,7 +39,7 @@ def test_stages_beside_the_study_pair_with_it():
     assert not STAGES["pilot"].given and not whole.given
     assert {len(STAGES[name].seeds) for name in SENSITIVITY} == {3}
     assert study_stages.worth("truth") == "sensitivity, 3 seeds"
-    assert study_stages.worth("order", 2) == "control, 2 seeds"
+    assert study_stages.worth("order", [2, 2]) == "control, 2 seeds"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dalle3lib import verdict_plots
+from dalle3lib import plots, verdict_plots
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,15 @@ def test_dots_of_one_row_stand_side_by_side_and_a_lone_one_in_the_middle():
     assert axis.get_legend().get_visible()
     alone = verdict_plots.dots({"one": both["other"]}, "share (%)").axes[0]
     assert not alone.get_legend().get_visible()
+
+
+def test_an_arm_has_the_books_colour_and_no_two_names_share_one():
+    arms = list(plots.ARM_COLOURS)
+    names = ["DSC captions", "true pictures", *arms]
+    axis = verdict_plots.dots(dict.fromkeys(names, table(a=[5, 4, 6])), "share (%)").axes[0]
+    drawn = {line.get_label(): line.get_color() for line in axis.lines if line.get_label() in names}
+    assert {name: drawn[name] for name in arms} == plots.ARM_COLOURS
+    assert len(set(drawn.values())) == len(names)
 
 
 def test_stacks_add_up_to_all_prompts():
