@@ -150,7 +150,7 @@ def verdict(
     so never enough), ``equivalence_p`` that of the test for "no difference" within the smallest
     effect of interest (None: the whole interval must lie within it).
 
-    ``pilot``: the seeds were a pilot's. ``no verdict (n seeds)``: fewer seeds than the claim asks
+    ``pilot``: the seeds were a pilot's. ``no verdict (n of m seeds)``: fewer than the claim asks
     for. ``replicated``: interval beyond 0 in the claimed direction, adjusted p ≤ .05, effect at
     least the smallest of interest. ``direction only``: interval beyond 0, but one of the other
     two fails. ``contradicted``: interval beyond 0 the other way. ``null``: no difference of
@@ -163,7 +163,7 @@ def verdict(
     if pilot:
         return "pilot"
     if seeds < claim.min_seeds:
-        return f"no verdict ({seeds} seed{'' if seeds == 1 else 's'})"
+        return f"no verdict ({seeds} of {claim.min_seeds} seeds)"
     passed = "replicated" if claim.source == "paper" else "supported"
     low, high = interval
     if claim.direction == "less" or (claim.direction == "two-sided" and effect < 0):
@@ -184,5 +184,5 @@ def verdict(
 
 
 def word(text: str) -> str:
-    """A verdict without its bracket: ``no verdict (1 seed)`` is ``no verdict``."""
+    """A verdict without its bracket: ``no verdict (1 of 10 seeds)`` is ``no verdict``."""
     return text.partition(" (")[0]

@@ -27,6 +27,7 @@ import yaml
 from dalle3lib import UserError, paths
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+CHOICES = {"evidence": ("study", "runs", "none")}  # parameters that are read at a notebook's end
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ def _checked(name: str, declared: type, value: Any, source: str = "") -> Any:
             f"Parameter {name!r} must be of type {declared.__name__}, "
             f"not {type(value).__name__} {value!r}{source}{hint}."
         )
+    if value not in CHOICES.get(name, [value]):
+        raise UserError(f"Unknown {name} {value!r}{source}{nearest(value, CHOICES[name])}")
     return value
 
 

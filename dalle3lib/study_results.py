@@ -247,12 +247,13 @@ def load(stage: str) -> Results:
 
 
 def committed() -> Results:
-    """The results of the main stage, or, until all its arms have two seeds, of the pilot. As
-    ``load``."""
+    """The results of the main stage, or of the pilot until all arms of the main stage have as many
+    seeds as the pilot (fewer would say less about the next seed). As ``load``."""
     found = {stage: load(stage) for stage in ("main", "pilot") if names(stage)}
-    main, arms = found.get("main"), STAGES["main"].arms
-    whole = main and all(len(main.tables.get(arm, ())) > 1 for arm in arms)
-    return main if whole else found.get("pilot") or main or load("main")
+    main, pilot, arms = found.get("main"), found.get("pilot"), STAGES["main"].arms
+    least = max(2, *(len(seeds) for seeds in pilot.tables.values())) if pilot else 2
+    whole = main and all(len(main.tables.get(arm, ())) >= least for arm in arms)
+    return main if whole else pilot or main or load("main")
 
 
 def from_runs(cfg: Parameters, names: Sequence[str]) -> Results:

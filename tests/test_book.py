@@ -37,7 +37,7 @@ CLAIM = {
     "ours": 0.25,
     "interval": [-0.125, 0.625],
     "seeds": 1,
-    "verdict": "no verdict (1 seed)",
+    "verdict": "no verdict (1 of 10 seeds)",
     "chapter": "01_world",
     "run": "01_world/main",
 }
@@ -297,7 +297,7 @@ def test_the_front_page_shows_the_picture_the_headlines_and_the_counts(built):
         "2 claims, 2 of the paper and 0 that this book adds: 1 no verdict , 1 not tested ." in page
     )
     assert "Synthetic captions help | even on *original* prompts slightly better" in page
-    assert "+0.25 points [-0.125, +0.625] no verdict (1 seed) 01" in page
+    assert "+0.25 points [-0.125, +0.625] no verdict (1 of 10 seeds) 01" in page
     assert "nothing is concluded" in page
     assert "python -m dalle3lib explorer --preset smoke" in page
     source = (built[0] / "index.html").read_text()
@@ -308,12 +308,13 @@ def test_the_front_page_shows_the_picture_the_headlines_and_the_counts(built):
 def test_the_ledger_has_every_claim_and_the_other_page_what_is_missing(built):
     page = text(built[0], "ledger")
     assert (
-        "slightly better (3.3) +0.25 points [-0.125, +0.625] 1 no verdict (1 seed) 01 main" in page
+        "slightly better (3.3) +0.25 points [-0.125, +0.625] 1 no verdict (1 of 10 seeds) 01 main"
+        in page
     )
     assert "Elo 1 against 2 (3.3) – – 1 not tested (needs people)" in page
     page = text(built[0], "untested")
     assert "Needs people People prefer it." in page
-    assert "no verdict (1 seed) Synthetic captions help" in page
+    assert "no verdict (1 of 10 seeds) Synthetic captions help" in page
     (table,) = (built[0] / "_downloads").glob("*/ledger.csv")
     assert table.read_text().splitlines()[0].startswith("claim,in words,section,paper,ours")
 

@@ -230,7 +230,9 @@ def test_two_sided_claims_take_either_direction(sign):
     assert claims.verdict(claim, 0.8 * sign, interval, 0.2, 10) == "direction only"
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(0, "0 seeds"), (1, "1 seed"), (9, "9 seeds")])
+@pytest.mark.parametrize(
+    ("seeds", "said"), [(0, "0 of 10 seeds"), (1, "1 of 10 seeds"), (9, "9 of 10 seeds")]
+)
 def test_too_few_seeds_give_no_verdict(seeds, said):
     assert claims.verdict(GREATER, 9, (8, 10), 0.001, seeds) == f"no verdict ({said})"
 

@@ -115,6 +115,14 @@ def test_a_wrong_value_is_one_clear_sentence(captioning, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_choice_that_there_is_not_is_noticed_before_anything_runs():
+    with pytest.raises(
+        UserError, match="Unknown evidence 'stduy' in 04_caption_kind; did you mean 'study'"
+    ):
+        config.from_preset("04_caption_kind", preset="smoke", evidence="stduy")
+    assert config.from_preset("04_caption_kind", preset="smoke", evidence="none").evidence == "none"
+
+
 def test_a_value_set_nowhere_is_named(captioning):
     (paths.presets_dir() / "smoke.yaml").write_text(SMOKE.replace("lr: 0.001, ", ""))
     with pytest.raises(UserError, match="'lr' is set neither in the notebook nor in preset"):

@@ -59,7 +59,7 @@ def test_a_finished_run_enters_the_ledger(finish):
         "ours": 0.8,
         "interval": [0.3, 1.2],
         "seeds": 1,
-        "verdict": "no verdict (1 seed)",
+        "verdict": "no verdict (1 of 10 seeds)",
         "chapter": "04_caption_kind",
         "run": "04_caption_kind/main",
         "unit": "points",
@@ -164,7 +164,7 @@ def test_the_table_has_a_line_per_claim_and_counts_them(finish):
     rows = ledger.rows(finish.root)
     lines = ledger.table(rows).splitlines()
     line = next(line for line in lines if line.startswith(GREATER.id + " "))
-    for text in ("markedly better", "+0.8 points", "[+0.3, +1.2]", "no verdict (1 seed)"):
+    for text in ("markedly better", "+0.8 points", "[+0.3, +1.2]", "no verdict (1 of 10 seeds)"):
         assert text in line
     assert sum(line.startswith(tuple(CLAIMS)) for line in lines) == len(CLAIMS)
     assert lines[-1] == f"{len(rows)} claims: 1 no verdict, {len(rows) - 1} not tested."

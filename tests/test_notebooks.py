@@ -141,7 +141,7 @@ def test_one_seed_gives_no_verdict(smoke):
         "12_limitations",
     }
     for row in rows.values():
-        wanted = "no verdict (1 seed" if row["run"] else "not tested (needs"
+        wanted = "no verdict (1 of 10 seeds" if row["run"] else "not tested (needs"
         assert row["verdict"].startswith(wanted)
 
 

@@ -438,15 +438,18 @@ def test_the_pilot_stands_in_where_the_main_stage_has_nothing_yet(folder):
     table = study_evidence.table(everything, "04_caption_kind")
     verdicts = table.verdict.to_dict()
     assert set(verdicts) == set(found)
-    assert verdicts["ssc-over-original-on-original-prompts"] == "no verdict (3 seeds)"
+    assert verdicts["ssc-over-original-on-original-prompts"] == "no verdict (3 of 10 seeds)"
     assert verdicts["dsc-over-original-on-original-prompts"] == "pilot"
 
 
-def test_the_main_stage_is_shown_when_all_its_arms_have_two_seeds(folder):
+def test_the_main_stage_is_shown_when_all_its_arms_have_as_many_seeds_as_the_pilot(folder):
     fill(folder, ["original-0", "ssc-95"], range(10, 14), "pilot")
-    fill(folder, ["original-0", "ssc-95"], range(100, 103))
+    fill(folder, ["original-0", "ssc-95"], range(100, 110))
+    fill(folder, seeds=[100, 101, 102])
     assert study_results.committed().stage == "pilot"
-    fill(folder, seeds=[100, 101])
+    fill(folder, seeds=[100, 101, 102, 103])
+    assert study_results.committed().stage == "main"
+    shutil.rmtree(folder / "pilot")
     assert study_results.committed().stage == "main"
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="no results"):
