@@ -106,12 +106,13 @@ def benchmarks(cfg: Parameters) -> tuple[dict[str, pd.DataFrame], dict[str, str]
 
 @dataclass(frozen=True)
 class Instruments:
-    """What looks at pictures: the scorer; a VQA model and a judge where they are asked (or None).
+    """What draws and looks at pictures, whichever the arm, loaded once.
 
-    Scorer and VQA model are pairs as their ``load`` gives them.
+    ``studio`` has the encoded prompts of each benchmark and the scorer; a VQA model (a pair, as its
+    ``load`` gives it) and a judge are there where they are asked, else None.
     """
 
-    scorer: tuple
+    studio: arm.Studio
     vqa: tuple | None
     judge: Judge | None
 
@@ -119,27 +120,29 @@ class Instruments:
 def instruments(cfg: Parameters, sets: dict[str, pd.DataFrame]) -> Instruments:
     """Load what the benchmarks in ``sets`` need, on the device; a public BLIP sees 480 pixels."""
     device = pretrained.device(cfg)
-    scorer, words = clip_score.load(pretrained.directory("clip", cfg.clip))
+    studio = arm.studio([], cfg, {name: list(table.prompt) for name, table in sets.items()})
     answering = None
     if set(sets) & set(BOUND):
         model, processor = vqa_of(cfg.vqa)
         public = cfg.vqa != "world"
         answering = model.to(device), compbench.at_size(processor) if public else processor
     judge = judge_of(cfg.judge, device) if "drawbench" in sets else None
-    return Instruments((scorer.to(device), words), answering, judge)
+    return Instruments(studio, answering, judge)
 
 
-def draw(cfg: Parameters, name: str, prompts: pd.DataFrame) -> np.ndarray:
+def draw(
+    cfg: Parameters, name: str, benchmark: str, prompts: pd.DataFrame, on: arm.Studio
+) -> np.ndarray:
     """A picture of each row's prompt by an arm (kind-ratio-seed): uint8 [N, size, size, 3].
 
-    ``cfg`` names the models. Raises UserError, naming the command, if the arm was not trained.
+    ``on`` has encoded these prompts. Raises UserError, naming the command, if the arm was not
+    trained.
     """
     unet, guidance = trained_arms.network(cfg, name)
-    on = arm.studio([], cfg, {"all": list(prompts.prompt)})
     options = {"steps": cfg.sampling_steps, "guidance": guidance}
     pictures: list = [None] * len(prompts)
     for seed, rows in prompts.reset_index(drop=True).groupby("seed").groups.items():
-        states = [on.states["all"][i] for i in rows]
+        states = [on.states[benchmark][i] for i in rows]
         drawn = sample(unet, on.autoencoder, states, seed=int(seed), dtype=on.dtype, **options)
         for i, picture in zip(rows, drawn, strict=True):
             pictures[i] = picture
@@ -152,11 +155,11 @@ def score(name: str, prompts: pd.DataFrame, images: np.ndarray, by: Instruments)
     Scores are CLIP's points for "captions" (with ``hessel``, the other variant, and ``cut``,
     whether the scorer saw the beginning only), shares of 1 for the others.
     """
-    said = list(prompts.prompt)
-    clip = table = clip_score.score_images(*by.scorer, images, said)
+    said, scorer = list(prompts.prompt), by.studio.scorer
+    clip = table = clip_score.score_images(*scorer, images, said)
     if name == "captions":
-        hessel = clip_score.clip_scores(*by.scorer, images, said, "hessel")
-        table = clip.assign(hessel=hessel, cut=clip_score.truncated(*by.scorer, said))
+        hessel = clip_score.clip_scores(*scorer, images, said, "hessel")
+        table = clip.assign(hessel=hessel, cut=clip_score.truncated(*scorer, said))
     elif name == "drawbench":
         table = drawbench.judged(prompts.assign(image=range(len(said))), list(images), by.judge)
     else:
@@ -181,7 +184,7 @@ def evaluate(
     for benchmark, prompts in sets.items():
         place = folder / f"{name}-{benchmark}.parquet"
         if not place.is_file():
-            images = draw(cfg, name, prompts)
+            images = draw(cfg, name, benchmark, prompts, by.studio)
             rows = score(benchmark, prompts, images, by).assign(system=arm.label(name))
             np.save(place.with_suffix(".npy"), images[: cfg.shown], allow_pickle=False)
             files.write_atomic(place, rows.to_parquet())

@@ -314,7 +314,8 @@ def test_where_no_arm_was_trained_the_shipped_ones_draw(foundations, tmp_path):
         "10a_photographs", "smoke", {"data": "world", "sampling_steps": 1}, root=tmp_path
     )
     prompts = pd.DataFrame({"prompt": ["a moon.", "a star.", "a moon."], "seed": [0, 0, 1]})
-    pictures = photo_evaluation.draw(cfg, "dsc-95-0", prompts)
+    on = photo_evaluation.instruments(cfg, {"captions": prompts}).studio
+    pictures = photo_evaluation.draw(cfg, "dsc-95-0", "captions", prompts, on)
     assert pictures.shape == (3, 64, 64, 3) and not np.array_equal(pictures[0], pictures[2])
 
 
