@@ -117,6 +117,8 @@ def from_folder(folder: str | Path) -> Samples:
     fit the images.
     """
     folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: give a run, or a folder of images.")
     files = [n for n, _, _ in list_files(folder) if n.lower().endswith(EXTENSIONS)]
     if not files:
         raise UserError(f"{folder} holds no images: give a folder of jpg, png or webp files.")

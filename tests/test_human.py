@@ -258,6 +258,11 @@ def test_a_folder_with_a_mistake(tmp_path, files, complaint):
         human_samples.read(write_folder(tmp_path, **files))
 
 
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="There is no folder .*dsc-95-0: give a run, or a folder"):
+        human_samples.read(tmp_path / "dsc-95-0")
+
+
 def test_the_last_pictures_of_a_run(tmp_path, monkeypatch):
     """A run's table also holds the scores of earlier steps, which have no pictures."""
     monkeypatch.setattr(human_samples.runs, "load", lambda path: {"run": path})
