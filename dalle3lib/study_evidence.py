@@ -36,8 +36,10 @@ class Scores:
         return scale * self._arrays[arm, kind, measure]
 
     def asked(self, kind: str) -> pd.DataFrame:
-        """What was asked with one kind of prompt: a row each."""
-        return self.prompts[self.prompts.kind == kind].reset_index(drop=True)
+        """What was asked with one kind of prompt: a row each. KeyError if nothing was."""
+        if not (here := self.prompts.kind == kind).any():
+            raise KeyError(kind)
+        return self.prompts[here].reset_index(drop=True)
 
 
 @dataclass(frozen=True)

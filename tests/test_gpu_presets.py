@@ -238,15 +238,16 @@ def test_preset_world_gpu_trains_seeds_and_compares_them(site):
     preset = tiny(site, "world-gpu", arms=names[:1])
     file = site / "notebooks" / "presets" / f"{preset}.yaml"
     content = yaml.safe_load(file.read_text())
-    content["04_caption_kind"]["replicas"] = names[1:]
+    content["common"]["replicas"] = names[1:]
     file.write_text(yaml.safe_dump(content))
     for seed in ("100", "101"):
         code, said = dalle3(
             site, "run", "04a_train_arm", "-p", "preset", preset, "-p", "seed", seed
         )  # fmt: skip
         assert code == 0, said
-    code, said = dalle3(site, "run", "04_caption_kind", "-p", "preset", preset)
-    assert code == 0, said
+    for chapter in ("04_caption_kind", "05_mixing_ratio"):
+        code, said = dalle3(site, "run", chapter, "-p", "preset", preset)
+        assert code == 0, said
     root = site / "runs" / preset
     scores = [runs.results(root / "04a_train_arm" / name)["clip"]["original"] for name in names]
     assert scores[0] != scores[1]
@@ -254,6 +255,8 @@ def test_preset_world_gpu_trains_seeds_and_compares_them(site):
     (row,) = (r for r in rows if r["kind"] == "original")
     assert row["seeds"] == 2 and row["mean"] == pytest.approx(np.mean(scores))
     assert row["low"] < min(scores) and max(scores) < row["high"]  # of two seeds it is wide
+    shares = runs.results(root / "05_mixing_ratio" / "main")["scores"]
+    assert {(r["share"], r["seeds"]) for r in shares} == {(95, 2)}
 
 
 # ---- what is missing is said before anything starts ----------------------------------------------

@@ -59,7 +59,7 @@ def test_hours_follow_from_the_arithmetic(preset):
 
 def test_every_arm_of_the_experiment_has_ten_seeds():
     names = plan.arm_names(cfg("world-gpu"))
-    assert len(names) == len(set(names)) == 60
+    assert len(names) == len(set(names)) == 80
     seeds = {}
     for name in names:
         kind, ratio, seed = name.rsplit("-", 2)

@@ -3,6 +3,7 @@
 The method version is guarded here: a few steps of a small arm must have the losses they had.
 """
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -469,6 +470,19 @@ def test_a_builds_own_runs_are_evidence_as_far_as_they_go(folder):
         "dsc-over-original-on-original-prompts", "dsc-over-original-on-descriptive-prompts",
         "gain-holds-where-originals-state-a-fact",
     }  # fmt: skip
+
+
+def test_a_build_that_asks_short_but_no_upsampled_prompts_says_nothing_about_these(folder):
+    fill(folder, ["original-0", "dsc-95", "dsc-100"])
+    own = study_results.load("main")
+    for by_seed in own.tables.values():
+        for seed, table in by_seed.items():
+            by_seed[seed] = table[table.kind != "upsampled"]
+    kinds = own.prompts.kind != "upsampled"
+    own = dataclasses.replace(own, prompts=own.prompts[kinds].reset_index(drop=True))
+    found = set(study_evidence.everything(own))
+    assert "dsc100-falls-on-short-prompts" in found
+    assert not found & {"short-prompts-off-distribution", "upsampling-helps-on-short-prompts"}
 
 
 def test_the_weakest_arm_decides_whether_every_model_scores_higher(folder):
