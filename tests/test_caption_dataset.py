@@ -258,7 +258,19 @@ def start(source, out, *options, foundation):
     command += ["--shard-size", "8", *options]
     environment = os.environ | {"DALLE3_FOUNDATION": str(foundation), "PYTHONPATH": str(paths.ROOT)}
     log = open(out.with_suffix(".log"), "ab")  # noqa: SIM115
-    return subprocess.Popen(command, env=environment, stderr=log, stdout=log, cwd=out.parent)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stderr=log,
+        stdout=log,
+        cwd=out.parent,
+        preexec_fn=heed_interruptions,
+    )
+
+
+def heed_interruptions():
+    """What a shell starts in the background ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def local_workers(process):
