@@ -428,18 +428,19 @@ def test_partial_results_give_partial_evidence(folder, capsys):
     assert "ssc-over-original-on-original-prompts" in capsys.readouterr().out
 
 
-def test_the_pilot_stands_in_where_the_main_stage_has_nothing_yet(folder):
+def test_the_pilot_stands_in_where_the_main_stage_has_fewer_seeds(folder):
     fill(folder, ["original-0", "ssc-95", "dsc-80", "dsc-95"], range(10, 14), "pilot")
-    fill(folder, ["original-0", "ssc-95"], range(100, 103))
+    fill(folder, ["original-0", "ssc-95"], range(100, 105))
+    fill(folder, ["dsc-95"], range(100, 103))
     everything = study_evidence.everything()
     found = study_evidence.of_chapter(everything, "04_caption_kind")
-    assert found["ssc-over-original-on-original-prompts"]["seeds"] == 3
+    assert found["ssc-over-original-on-original-prompts"]["seeds"] == 5
     assert found["dsc-over-original-on-original-prompts"]["pilot"]
     assert "upsampling-helps-on-short-prompts" not in found
     table = study_evidence.table(everything, "04_caption_kind")
     verdicts = table.verdict.to_dict()
     assert set(verdicts) == set(found)
-    assert verdicts["ssc-over-original-on-original-prompts"] == "no verdict (3 of 10 seeds)"
+    assert verdicts["ssc-over-original-on-original-prompts"] == "no verdict (5 of 10 seeds)"
     assert verdicts["dsc-over-original-on-original-prompts"] == "pilot"
 
 
