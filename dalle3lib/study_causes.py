@@ -12,7 +12,7 @@ import pandas as pd
 from dalle3lib import stats
 from dalle3lib.caption_facts import parse
 from dalle3lib.mixing_ratio import facts_are_known
-from dalle3lib.study_evidence import ORIGINAL, SSC, Scores
+from dalle3lib.study_evidence import ORIGINAL, SSC, Scores, paired
 from dalle3lib.study_results import Results
 
 
@@ -23,8 +23,7 @@ def parts(results: Results, arm: str = SSC) -> dict[str, dict]:
     Parts without prompts are left out; nothing is found without two paired seeds of both arms, nor
     in photographs, whose facts nobody knows.
     """
-    seeds = [set(results.tables.get(name, ())) for name in (arm, ORIGINAL)]
-    if len(set.intersection(*seeds)) < 2 or not facts_are_known(results):
+    if len(paired(results, (arm, ORIGINAL))) < 2 or not facts_are_known(results):
         return {}
     scores = Scores(results, (arm, ORIGINAL))
     gain = {

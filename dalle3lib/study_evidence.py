@@ -213,8 +213,7 @@ def everything(own: Results | None = None) -> dict[str, dict]:
     found = evidence(load("main")) if names("main") else {}
     if names("pilot"):
         pilot = load("pilot")
-        most = max(map(len, pilot.tables.values()))
-        few = [n for n in CLAIMS if n not in found or found[n]["seeds"] < most]
+        few = [n for n in CLAIMS if n not in found or found[n]["seeds"] < pilot.most_seeds]
         found |= evidence(pilot, few)
     return {name: found[name] for name in CLAIMS if name in found}
 

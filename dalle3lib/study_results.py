@@ -208,6 +208,11 @@ class Results:
     about: dict[str, dict[int, dict]]
     prompts: pd.DataFrame
 
+    @property
+    def most_seeds(self) -> int:
+        """How many seeds the arm with most of them has."""
+        return max(map(len, self.tables.values()))
+
 
 def load(stage: str) -> Results:
     """All results of a stage, checked to be comparable.
@@ -251,7 +256,7 @@ def committed() -> Results:
     seeds as the pilot (fewer would say less about the next seed). As ``load``."""
     found = {stage: load(stage) for stage in ("main", "pilot") if names(stage)}
     main, pilot, arms = found.get("main"), found.get("pilot"), STAGES["main"].arms
-    least = max(2, *(len(seeds) for seeds in pilot.tables.values())) if pilot else 2
+    least = max(2, pilot.most_seeds if pilot else 0)
     whole = main and all(len(main.tables.get(arm, ())) >= least for arm in arms)
     return main if whole else pilot or main or load("main")
 
