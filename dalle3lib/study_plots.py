@@ -12,17 +12,25 @@ from dalle3lib.plots import CAPTION_COLOURS, COLOURS
 ACROSS = 3  # panels in a row
 
 
-def by_share(values: DataFrame, summary: DataFrame, ylabel: str, zero: bool = False) -> Figure:
+def by_share(
+    values: DataFrame,
+    summary: DataFrame,
+    ylabel: str,
+    zero: bool = False,
+    title: str = "{} prompts",
+    sharey: bool = False,
+) -> Figure:
     """A panel for each kind of prompt: every seed's value against the share of synthetic captions,
     their mean and its interval.
 
     ``values`` comes from ``mixing_ratio.means`` (or ``over_original``, then with a line at
-    ``zero``), ``summary`` is ``over_seeds`` of it.
+    ``zero``), ``summary`` is ``over_seeds`` of it; ``title`` is a panel's, around its kind.
     """
     kinds = list(dict.fromkeys(summary.kind))
     figure, axes = plt.subplots(
-        1, len(kinds), figsize=(9.5, 3.4), layout="constrained", dpi=110, squeeze=False
-    )
+        1, len(kinds), figsize=(9.5, 3.4), sharey=sharey, layout="constrained", dpi=110,
+        squeeze=False,
+    )  # fmt: skip
     for axis, kind in zip(axes.flat, kinds, strict=True):
         seeds, mean = values[values.kind == kind], summary[summary.kind == kind]
         colour = CAPTION_COLOURS.get(kind, "#555555")
@@ -34,7 +42,7 @@ def by_share(values: DataFrame, summary: DataFrame, ylabel: str, zero: bool = Fa
             mean.share, mean["mean"], [below, above], color=colour, marker="D", ms=4.5, capsize=3,
             label="mean, 95 % interval",
         )  # fmt: skip
-        axis.set(xlabel="share of descriptive captions (%)", title=f"{kind} prompts")
+        axis.set(xlabel="share of descriptive captions (%)", title=title.format(kind))
         axis.set_xticks(
             sorted(set(mean.share)), map(str, sorted(set(mean.share))), fontsize=8, rotation=90
         )

@@ -1,4 +1,4 @@
-"""The parts of a difference: by hand, from scores whose cause is known because we made it."""
+"""Differences taken apart: by hand, from scores whose cause is known because we made it."""
 
 import numpy as np
 import pandas as pd
@@ -91,3 +91,38 @@ def test_nothing_is_found_without_two_seeds_or_without_facts(results):
     assert study_causes.parts(results) == {}
     del results.tables["ssc-95"]
     assert study_causes.parts(results) == {}
+
+
+def test_rises_by_hand(results):
+    found = study_causes.rises(results)
+    assert {name: entry["by_seed"] for name, entry in found.items()} == {
+        "original only": [9.0, 9.0],  # (20 + 12 + 14 - 10) / 4, the same for both seeds
+        "SSC 95 %": [-8.0, -8.0],  # (21 - 20 - 23 - 10) / 4
+    }
+    del results.tables["ssc-95"][1]
+    assert list(study_causes.rises(results)) == ["original only"]
+
+
+def test_scores_by_what_original_prompts_state(results):
+    results.prompts["facts"] = [2, 3, 2, 0, *[4] * 4]
+    results.tables["dsc-50"] = results.tables.pop("ssc-95")  # the only share above 0
+    found = study_causes.by_facts_stated(results).set_index(["kind", "share", "seed"]).value
+    assert found.to_dict() == {
+        ("that state no fact (1)", 0, 0): 30.0,
+        ("that state no fact (1)", 0, 1): 30.0,
+        ("that state no fact (1)", 50, 0): 32.0,
+        ("that state no fact (1)", 50, 1): 33.0,
+        ("that state one or two (2)", 0, 0): 45.0,
+        ("that state one or two (2)", 0, 1): 45.0,
+        ("that state one or two (2)", 50, 0): 43.0,
+        ("that state one or two (2)", 50, 1): 44.0,
+        ("that state more (1)", 0, 0): 50.0,
+        ("that state more (1)", 0, 1): 50.0,
+        ("that state more (1)", 50, 0): 40.0,
+        ("that state more (1)", 50, 1): 41.0,
+    }
+    results.prompts["facts"] = 4
+    assert set(study_causes.by_facts_stated(results).kind) == {"that state more (4)"}
+    for table in results.tables["dsc-50"].values():  # photographs
+        del table[PAIRS]
+    assert study_causes.by_facts_stated(results).empty
