@@ -93,7 +93,7 @@ def stage(root: Path, preset: str, data: str, chapters: list[Chapter], source: P
         "studies": checklist.studies(),
         "presets": pages.presets(),
         "build": pages.provenance(preset, data, states)
-        + (f"\n{checklist.progress()}" if data == "world" else ""),
+        + (f"\n{checklist.progress(preset)}" if data == "world" else ""),
     }.items():
         _write(source / "_generated" / f"{name}.md", text)
     _write(source / "_toc.yml", yaml.safe_dump(contents(published), sort_keys=False))

@@ -3,7 +3,7 @@
 Each number is read from a manifest, a result file or the weights themselves when the book is built.
 """
 
-from dalle3lib import files, foundation, paths, study_results
+from dalle3lib import config, files, foundation, paths, study_results
 from dalle3lib.model_cards import parameters
 from dalle3lib.pages import duration, plain, table
 from dalle3lib.study_stages import STAGES, jobs
@@ -39,9 +39,18 @@ def recipes() -> str:
     return table(["Model", *names], rows, "numbers wide")
 
 
-def progress() -> str:
-    """How many runs of the study's main stage are committed, as a paragraph."""
+def progress(preset: str) -> str:
+    """How many runs of the study's main stage are committed, as a paragraph.
+
+    It also says so if the verdicts of a book with this preset do not stand on the study.
+    """
     done, planned = len(study_results.names("main")), len(jobs("main"))
+    if config.preset_values(preset, "04_caption_kind").get("evidence") != "study":
+        return (
+            "The verdicts here come from this build's own runs. Those of preset `cpu` stand on "
+            f"the study, of which {done} of {planned} runs are committed; chapters show it in "
+            "every preset.\n"
+        )
     if done == planned:
         return f"The study behind its verdicts is whole: {planned} runs.\n"
     return (

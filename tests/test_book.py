@@ -17,7 +17,17 @@ from markdown_it import MarkdownIt
 from nbformat import v4
 from PIL import Image
 
-from dalle3lib import UserError, book, book_checks, chapters, explorer, files, pages
+from dalle3lib import (
+    UserError,
+    book,
+    book_checks,
+    chapters,
+    checklist,
+    explorer,
+    files,
+    pages,
+    study_results,
+)
 
 PIXEL = base64.b64encode(
     bytes.fromhex(
@@ -325,6 +335,17 @@ def test_a_figure_offers_its_numbers_and_the_command_that_makes_it(built):
     assert "python -m dalle3lib run 01_world -p preset smoke" in re.sub("<[^>]+>", "", below)
     (address,) = re.findall(r'href="(\.\./_downloads/[^"]*figure-01\.csv)"', below)
     assert (built[0] / "chapters" / address).read_text() == "panel,x,y\n1,2,3\n"
+
+
+def test_a_book_says_whether_its_verdicts_stand_on_the_study(monkeypatch):
+    made = study_results.names("main")
+    assert (
+        checklist.progress("cpu") == f"The study behind its verdicts is whole: {len(made)} runs.\n"
+    )
+    assert "come from this build's own runs" in checklist.progress("smoke")
+    monkeypatch.setattr(study_results, "names", lambda stage: made[:30])
+    assert "30 of 80 runs are committed so far" in checklist.progress("cpu")
+    assert "of which 30 of 80 runs are committed" in checklist.progress("smoke")
 
 
 def test_the_checklist_counts_the_parameters_of_the_shipped_weights(built):
