@@ -7,21 +7,23 @@ ratio (``by_facts_stated``): where on original prompts the shares differ at all.
 the fact, chosen when results were known: they explain, and no verdict uses them.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from dalle3lib import stats
 from dalle3lib.arm import label
 from dalle3lib.caption_facts import parse
-from dalle3lib.mixing_ratio import facts_are_known, shares
-from dalle3lib.study_evidence import ORIGINAL, SSC, Scores, paired
+from dalle3lib.mixing_ratio import facts_are_known, means
+from dalle3lib.study_evidence import ORIGINAL, SSC, Scores, paired, rise
 from dalle3lib.study_results import Results
 from dalle3lib.study_stages import FIGURE_4
 
-STATED = {  # original prompts, by how many facts they state: from, to
-    "that state no fact": (0, 0),
-    "that state one or two": (1, 2),
-    "that state more": (3, np.inf),
+STATED = {  # original prompts, by the most facts that they state
+    "that state no fact": 0,
+    "that state one or two": 2,
+    "that state more": np.inf,
 }
 
 
@@ -84,9 +86,8 @@ def rises(results: Results) -> dict[str, dict]:
     """
     found = {}
     for name in FIGURE_4:
-        if len(results.tables.get(name, ())) > 1:
-            scores = Scores(results, (name,))
-            higher = scores(name, "descriptive") - scores(name, "original")
+        if len(paired(results, (name,))) > 1:
+            higher = rise(Scores(results, (name,)), name)
             found[label(f"{name}-0")] = _entry(stats.seed_means(higher), higher.shape[1])
     return found
 
@@ -97,15 +98,18 @@ def by_facts_stated(results: Results) -> pd.DataFrame:
     Rows and columns as of ``mixing_ratio.means``; kind tells the group and how many prompts it has.
     Without rows for photographs, whose facts nobody knows.
     """
-    facts = results.prompts.facts[results.prompts.kind == "original"].to_numpy()
-    rows = []
-    for group, (least, most) in STATED.items() if facts_are_known(results) else ():
-        chosen = (facts >= least) & (facts <= most)
-        for share, name in shares(results).items() if chosen.any() else ():
-            for seed, table in results.tables[name].items():
-                score = table.score[table.kind == "original"].to_numpy(np.float64)
-                rows.append((share, f"{group} ({chosen.sum()})", seed, score[chosen].mean()))
-    return pd.DataFrame(rows, columns=["share", "kind", "seed", "value"])
+    if not facts_are_known(results):
+        return means(results, [])
+    stated = results.prompts.facts.where(results.prompts.kind == "original")  # elsewhere NaN
+    groups = pd.cut(stated, [-1, *STATED.values()], labels=list(STATED))
+    sizes = groups.value_counts(sort=False)
+    sized = {group: f"{group} ({n})" for group, n in sizes.items() if n}
+    kinds = groups.map(sized).array
+    apart = {
+        name: {seed: table.assign(kind=kinds) for seed, table in by_seed.items()}
+        for name, by_seed in results.tables.items()
+    }
+    return means(replace(results, tables=apart), list(sized.values()))
 
 
 def _entry(by_seed: np.ndarray, prompts: int) -> dict[str, object]:

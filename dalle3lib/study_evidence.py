@@ -63,10 +63,14 @@ def where_stated(s: Scores) -> np.ndarray:
     ]
 
 
+def rise(s: Scores, arm: str) -> np.ndarray:
+    """Descriptive minus original prompts for one arm."""
+    return s(arm, "descriptive") - s(arm, "original")
+
+
 def smallest_rise(s: Scores) -> np.ndarray:
     """Descriptive minus original prompts for the arm of Figure 4 that gains least."""
-    rises = [s(arm, "descriptive") - s(arm, "original") for arm in (ORIGINAL, SSC, DSC)]
-    return min(rises, key=np.mean)
+    return min((rise(s, arm) for arm in FIGURE_4), key=np.mean)
 
 
 def gain_by_prompt(s: Scores) -> np.ndarray:
@@ -195,10 +199,7 @@ def evidence(results: Results, of: Iterable[str] = CLAIMS) -> dict[str, dict]:
         entry = stats.effect(values, random, claim.direction, margin)
         if name == "descriptive-prompts-score-higher":
             s = Scores(results, how.arms)
-            entry["p"] = max(
-                stats.sign_flip_p(stats.seed_means(s(arm, "descriptive") - s(arm, "original")))
-                for arm in how.arms
-            )
+            entry["p"] = max(stats.sign_flip_p(stats.seed_means(rise(s, arm))) for arm in how.arms)
         about = {"unit": claim.unit, "note": how.note, "pilot": results.stage == "pilot"}
         found[name] = entry | about
     return found

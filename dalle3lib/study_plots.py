@@ -24,7 +24,8 @@ def by_share(
     their mean and its interval.
 
     ``values`` comes from ``mixing_ratio.means`` (or ``over_original``, then with a line at
-    ``zero``), ``summary`` is ``over_seeds`` of it; ``title`` is a panel's, around its kind.
+    ``zero``), ``summary`` is ``over_seeds`` of it; ``title`` is a panel's, around its kind;
+    with ``sharey`` all panels have one scale.
     """
     kinds = list(dict.fromkeys(summary.kind))
     figure, axes = plt.subplots(
