@@ -18,6 +18,7 @@ NOTEBOOK, PRESET = "04a_train_arm", "study"
 FIGURE_4 = ("original-0", "ssc-95", "dsc-95")  # the arms of these figures of the paper
 FIGURE_5 = ("dsc-50", "dsc-65", "dsc-80", "dsc-90", "dsc-95", "dsc-100")
 FOUR = ("original-0", "ssc-95", "dsc-80", "dsc-95")
+NOISE = (*FIGURE_4, "dsc-100")  # is the lead of 100 % over 95 % the alt-text's fault?
 CURVE_SEED, CURVE_POINTS = 100, 5  # whose scores are also taken during training
 
 
@@ -41,9 +42,9 @@ STAGES = {
     "order": Stage(
         ("original-0", "dsc-95"), range(100, 106), {"data_order": 1}, "another order of data"
     ),
-    "noise-0": Stage(FOUR, FEW, {"noise": 0.0}, "alt-text noise 0"),
-    "noise-25": Stage(FOUR, FEW, {"noise": 0.25}, "alt-text noise .25"),
-    "noise-75": Stage(FOUR, FEW, {"noise": 0.75}, "alt-text noise .75"),
+    "noise-0": Stage(NOISE, FEW, {"noise": 0.0}, "alt-text noise 0"),
+    "noise-25": Stage(NOISE, FEW, {"noise": 0.25}, "alt-text noise .25"),
+    "noise-75": Stage(NOISE, FEW, {"noise": 0.75}, "alt-text noise .75"),
     "truth": Stage(FOUR, FEW, {"captions_from": "truth"}, "captions from truth"),
     "captioner": Stage(
         FIGURE_4, FEW, {"captions_from": OTHER_CAPTIONS}, "captioners of another seed"
