@@ -1,4 +1,4 @@
-"""Where the claims about caption kind hold: their effects in the study and where one thing differs.
+"""Where the claims about captions hold: their effects in the study and where one thing differs.
 
 A stage of sensitivity has few seeds, so it decides nothing; it shows whether an effect keeps its
 sign and about its size when the alt-text, the captions, the training or the guidance is another.
@@ -6,17 +6,18 @@ sign and about its size when the alt-text, the captions, the training or the gui
 
 import pandas as pd
 
-from dalle3lib import claims, stats, study_results
+from dalle3lib import claims, stats, study_causes, study_results
 from dalle3lib.study_evidence import differences
 from dalle3lib.study_stages import SENSITIVITY, STAGES, worth
 
-FAMILIES = ("caption-kind", "caption-kind-facts")
+CAPTION_KIND, MIXING_RATIO = ("caption-kind", "caption-kind-facts"), ("mixing-ratio",)
+NOISES = {0: "noise-0", 0.25: "noise-25", 0.5: "main", 0.75: "noise-75"}
 SHOWN = ("main", "pilot", *SENSITIVITY)
 COLUMNS = "stage,setting,claim,effect,low,high,unit,smallest,seeds,by seed".split(",")
 
 
-def effects() -> pd.DataFrame:
-    """The effect of every claim of ``FAMILIES`` in every stage that has two paired seeds for it.
+def effects(families: tuple[str, ...] = CAPTION_KIND) -> pd.DataFrame:
+    """The effect of every claim of some families in every stage with two paired seeds for it.
 
     A row for each stage and claim (``COLUMNS`` and "worth"): "setting" says what differs from the
     main stage, "worth" what the stage is good for ("sensitivity, 3 seeds"), "effect" is the mean of
@@ -26,7 +27,7 @@ def effects() -> pd.DataFrame:
     rows = []
     for stage in filter(study_results.names, SHOWN):
         results = study_results.load(stage)
-        for claim in (c for c in claims.load() if c.family in FAMILIES):
+        for claim in (c for c in claims.load() if c.family in families):
             if (found := differences(results, claim.id)) is None:
                 continue
             by_seed = stats.seed_means(found)
@@ -35,6 +36,20 @@ def effects() -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     counts = table.groupby("stage").seeds.agg(list)
     return table.assign(worth=[worth(stage, counts[stage]) for stage in table.stage])
+
+
+def lead_by_noise() -> dict[str, dict]:
+    """``study_causes.lead_of_all`` of every stage that has another noise of the alt-text, in order.
+
+    Entries by noise, group and its number of prompts ("noise 0.5, that state no fact (106)").
+    UserError if the results of a stage cannot be compared.
+    """
+    return {
+        f"noise {noise:g}, {group} ({entry['prompts']})": entry
+        for noise, stage in NOISES.items()
+        if study_results.names(stage)
+        for group, entry in study_causes.lead_of_all(study_results.load(stage)).items()
+    }
 
 
 def label(stage: str) -> str:

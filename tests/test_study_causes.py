@@ -126,3 +126,20 @@ def test_scores_by_what_original_prompts_state(results):
     for table in results.tables["dsc-50"].values():  # photographs
         del table[PAIRS]
     assert study_causes.by_facts_stated(results).empty
+
+
+def test_the_lead_of_all_synthetic_by_hand(results):
+    """SSC's scores taken as those of 100 %, original only's as those of 95 %."""
+    results.prompts["facts"] = [2, 3, 2, 0, *[4] * 4]
+    results.tables["dsc-100"] = results.tables.pop("ssc-95")
+    results.tables["dsc-95"] = results.tables.pop("original-0")
+    found = study_causes.lead_of_all(results)
+    assert {g: (e["by_seed"], e["prompts"]) for g, e in found.items()} == {
+        "that state no fact": ([2.0, 3.0], 1),
+        "that state one or two": ([-2.0, -1.0], 2),  # (2 - 6) / 2
+        "that state more": ([-10.0, -9.0], 1),
+    }
+    results.prompts["facts"] = 0
+    assert list(study_causes.lead_of_all(results)) == ["that state no fact"]
+    del results.tables["dsc-100"][1]
+    assert study_causes.lead_of_all(results) == {}

@@ -188,5 +188,24 @@ def test_the_map_is_drawn_with_a_panel_for_each_claim(folder):  # noqa: F811
     plt.close(figure)
 
 
+def test_the_map_of_shares_and_the_lead_of_all_synthetic_by_noise(folder):  # noqa: F811
+    """DSC 100 has number 7, DSC 95 has 6: a point between them, 0.01 more for every later seed."""
+    fill(folder)
+    fill(folder, STAGES["noise-0"].arms, [100, 101], "noise-0")
+    claims = study_map.effects(study_map.MIXING_RATIO)
+    assert set(claims[claims.stage == "noise-0"].claim) == {"some-originals-regularise"}
+    here = claims[claims.claim == "some-originals-regularise"]
+    assert here.effect.tolist() == pytest.approx([-1.025, -1.015], abs=1e-4)
+    lead = study_map.lead_by_noise()
+    assert set(lead) == {
+        f"noise {noise}, that state {facts}"
+        for noise in ("0", "0.5")
+        for facts in ("no fact (1)", "one or two (2)")
+    }
+    for group in ("no fact (1)", "one or two (2)"):
+        found = lead[f"noise 0, that state {group}"]["by_seed"]
+        assert found == pytest.approx([1.01, 1.02], abs=1e-4)
+
+
 def test_nothing_to_map_is_no_error(folder):  # noqa: F811
     assert study_map.summary(study_map.effects()).empty
