@@ -39,17 +39,23 @@ def effects(families: tuple[str, ...] = CAPTION_KIND) -> pd.DataFrame:
 
 
 def lead_by_noise() -> dict[str, dict]:
-    """``study_causes.lead_of_all`` of every stage that has another noise of the alt-text, in order.
+    """``study_causes.lead_of_all`` of every stage that has another noise of the alt-text.
 
-    Entries by noise, group and its number of prompts ("noise 0.5, that state no fact (106)").
-    UserError if the results of a stage cannot be compared.
+    Entries by facts stated, then noise ("no fact, noise 0.5 (86 prompts)"). UserError if the
+    results of a stage cannot be compared.
     """
-    return {
-        f"noise {noise:g}, {group} ({entry['prompts']})": entry
+    found = {
+        noise: study_causes.lead_of_all(study_results.load(stage))
         for noise, stage in NOISES.items()
         if study_results.names(stage)
-        for group, entry in study_causes.lead_of_all(study_results.load(stage)).items()
     }
+    named = {}
+    for group in study_causes.STATED:
+        for noise, entries in found.items():
+            if entry := entries.get(group):
+                facts = group.removeprefix("that state ")
+                named[f"{facts}, noise {noise:g} ({entry['prompts']} prompts)"] = entry
+    return named
 
 
 def label(stage: str) -> str:

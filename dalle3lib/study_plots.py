@@ -57,15 +57,17 @@ def effects_by_setting(table: DataFrame) -> Figure:
     """A panel for each claim of ``study_map.effects``: its effect in every stage, side by side.
 
     Small dots are seeds, diamonds their means with 95 % intervals; the study itself is dark, what
-    decides nothing pale. The band holds effects too small to matter.
+    decides nothing pale. The band holds effects too small to matter. Two seeds have an interval
+    many times wider than all else: it is cut at the edge of the panel.
     """
     settings = {stage: rows.iloc[0] for stage, rows in table.groupby("stage", sort=False)}
     names = [f"{one.setting}\n({one.worth})" for one in settings.values()]
     parts = list(table.groupby("claim", sort=False))
-    down = -(-len(parts) // ACROSS)
-    size = (10.5, down * (1.1 + 0.34 * len(settings)))
+    across = min(ACROSS, len(parts))
+    down = -(-len(parts) // across)
+    size = (1.5 + 3 * across, down * (1.1 + 0.34 * len(settings)))
     figure, axes = plt.subplots(
-        down, ACROSS, figsize=size, sharey=True, squeeze=False, layout="constrained", dpi=110
+        down, across, figsize=size, sharey=True, squeeze=False, layout="constrained", dpi=110
     )
     for axis, (claim, rows) in zip(axes.flat, parts, strict=False):
         _panel(axis, rows, list(settings))
@@ -87,6 +89,10 @@ def _panel(axis: Axes, rows: DataFrame, stages: list[str]) -> None:
         axis.plot(row["by seed"], [height + 0.22] * row["seeds"], "o", color="0.5", ms=2.5)
         axis.plot([row["low"], row["high"]], [height, height], color=colour)
         axis.plot(row["effect"], height, marker="D", color=colour, ms=5)
+    wide = rows[rows.seeds > 2]
+    shown = [0, *wide.low, *wide.high, *(value for seeds in rows["by seed"] for value in seeds)]
+    margin = 0.08 * (max(shown) - min(shown))
+    axis.set_xlim(min(shown) - margin, max(shown) + margin)
     axis.set_xlabel(rows.unit.iloc[0], fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)

@@ -197,14 +197,15 @@ def test_the_map_of_shares_and_the_lead_of_all_synthetic_by_noise(folder):  # no
     here = claims[claims.claim == "some-originals-regularise"]
     assert here.effect.tolist() == pytest.approx([-1.025, -1.015], abs=1e-4)
     lead = study_map.lead_by_noise()
-    assert set(lead) == {
-        f"noise {noise}, that state {facts}"
-        for noise in ("0", "0.5")
-        for facts in ("no fact (1)", "one or two (2)")
-    }
-    for group in ("no fact (1)", "one or two (2)"):
-        found = lead[f"noise 0, that state {group}"]["by_seed"]
-        assert found == pytest.approx([1.01, 1.02], abs=1e-4)
+    assert list(lead) == [
+        "no fact, noise 0 (1 prompts)",
+        "no fact, noise 0.5 (1 prompts)",
+        "one or two, noise 0 (2 prompts)",
+        "one or two, noise 0.5 (2 prompts)",
+    ]
+    assert lead["one or two, noise 0 (2 prompts)"]["by_seed"] == pytest.approx(
+        [1.01, 1.02], abs=1e-4
+    )
 
 
 def test_nothing_to_map_is_no_error(folder):  # noqa: F811
