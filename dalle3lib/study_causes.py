@@ -17,11 +17,10 @@ from dalle3lib import stats
 from dalle3lib.arm import label
 from dalle3lib.caption_facts import parse
 from dalle3lib.mixing_ratio import facts_are_known, means
-from dalle3lib.study_evidence import DSC, ORIGINAL, SSC, Scores, paired, rise
+from dalle3lib.study_evidence import ORIGINAL, SSC, Scores, differences, paired, rise
 from dalle3lib.study_results import Results
 from dalle3lib.study_stages import FIGURE_4
 
-ALL = "dsc-100"
 STATED = {  # original prompts, by the most facts that they state
     "that state no fact": 0,
     "that state one or two": 2,
@@ -125,12 +124,11 @@ def lead_of_all(results: Results) -> dict[str, dict]:
     Entries as of ``parts``, by group; a group without prompts is left out. Nothing is found without
     two paired seeds of both arms, nor in photographs.
     """
-    if len(paired(results, (ALL, DSC))) < 2 or not facts_are_known(results):
+    behind = differences(results, "some-originals-regularise")
+    if behind is None or not facts_are_known(results):
         return {}
-    scores = Scores(results, (ALL, DSC))
-    lead = scores(ALL, "original") - scores(DSC, "original")
-    groups = facts_stated(scores.asked("original").facts)
-    parted = {group: lead[:, (groups == group).to_numpy()] for group in STATED}
+    groups = facts_stated(results.prompts.facts[results.prompts.kind == "original"])
+    parted = {group: -behind[:, (groups == group).to_numpy()] for group in STATED}
     return {g: _entry(stats.seed_means(d), d.shape[1]) for g, d in parted.items() if d.size}
 
 

@@ -8,10 +8,9 @@ import pandas as pd
 
 from dalle3lib import claims, stats, study_causes, study_results
 from dalle3lib.study_evidence import differences
-from dalle3lib.study_stages import SENSITIVITY, STAGES, worth
+from dalle3lib.study_stages import SENSITIVITY, STAGES, jobs, parameters, worth
 
 CAPTION_KIND, MIXING_RATIO = ("caption-kind", "caption-kind-facts"), ("mixing-ratio",)
-NOISES = {0: "noise-0", 0.25: "noise-25", 0.5: "main", 0.75: "noise-75"}
 SHOWN = ("main", "pilot", *SENSITIVITY)
 COLUMNS = "stage,setting,claim,effect,low,high,unit,smallest,seeds,by seed".split(",")
 
@@ -44,9 +43,11 @@ def lead_by_noise() -> dict[str, dict]:
     Entries by facts stated, then noise ("no fact, noise 0.5 (86 prompts)"). UserError if the
     results of a stage cannot be compared.
     """
+    noisy = (stage for stage in SENSITIVITY if "noise" in STAGES[stage].given)
+    stages = {parameters(jobs(stage)[0]).noise: stage for stage in ("main", *noisy)}
     found = {
         noise: study_causes.lead_of_all(study_results.load(stage))
-        for noise, stage in NOISES.items()
+        for noise, stage in sorted(stages.items())
         if study_results.names(stage)
     }
     named = {}

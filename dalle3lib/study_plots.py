@@ -89,8 +89,8 @@ def _panel(axis: Axes, rows: DataFrame, stages: list[str]) -> None:
         axis.plot(row["by seed"], [height + 0.22] * row["seeds"], "o", color="0.5", ms=2.5)
         axis.plot([row["low"], row["high"]], [height, height], color=colour)
         axis.plot(row["effect"], height, marker="D", color=colour, ms=5)
-    wide = rows[rows.seeds > 2]
-    shown = [0, *wide.low, *wide.high, *(value for seeds in rows["by seed"] for value in seeds)]
+    known = rows[rows.seeds > 2]
+    shown = [0, *known.low, *known.high, *(value for seeds in rows["by seed"] for value in seeds)]
     margin = 0.08 * (max(shown) - min(shown))
     axis.set_xlim(min(shown) - margin, max(shown) + margin)
     axis.set_xlabel(rows.unit.iloc[0], fontsize=8)
